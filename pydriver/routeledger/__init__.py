@@ -1,0 +1,101 @@
+"""A ledger for LLM routers inside Postgres.
+
+Every decision is written before the provider is called, every attempt is a row, and every exit ends
+in a closed row. This package is the thin client of the stored procedures::
+
+    import routeledger
+
+    with routeledger.connect("postgresql:///app") as ledger:
+        with ledger.decision(tenant_id="acme", candidates=["small", "large"]) as decision:
+            for attempt in decision.attempts():
+                with attempt:
+                    reply = call_provider(attempt.model_slug)
+                    attempt.succeed(input_tokens=reply.input, output_tokens=reply.output)
+
+`AsyncLedger` is the same for asyncio. Money is `decimal.Decimal` in US dollars, latencies are
+milliseconds, ids are time-ordered UUIDs (version 7). Errors are `LedgerError` and its subclasses,
+see `routeledger.errors`. With ``on_ledger_error="spool"`` a ledger that is down does not hide the
+provider's answer, see `routeledger.spool`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from routeledger import errors, spool, types
+from routeledger._async import AsyncLedger
+from routeledger._classify import Failure, classify
+from routeledger._loop_async import AsyncOpenAttempt, AsyncOpenDecision
+from routeledger._loop_sync import OpenAttempt, OpenDecision
+from routeledger._sync import Ledger
+from routeledger._version import __version__
+from routeledger.errors import LedgerError, LedgerUnavailable
+from routeledger.types import (
+    Candidate,
+    Completion,
+    Decision,
+    DecisionOutcome,
+    DecisionRow,
+    ImportedModel,
+    InFlightRow,
+    Lease,
+    MaintainAction,
+    NextStep,
+    OrphanRow,
+    Reaped,
+    ReconciliationRow,
+    RecordedOutcome,
+    RowResult,
+    StartedAttempt,
+    StoredPayload,
+)
+
+if TYPE_CHECKING:
+    from routeledger._embedded import embedded
+
+__all__ = [
+    "AsyncLedger",
+    "AsyncOpenAttempt",
+    "AsyncOpenDecision",
+    "Candidate",
+    "Completion",
+    "Decision",
+    "DecisionOutcome",
+    "DecisionRow",
+    "Failure",
+    "ImportedModel",
+    "InFlightRow",
+    "Lease",
+    "Ledger",
+    "LedgerError",
+    "LedgerUnavailable",
+    "MaintainAction",
+    "NextStep",
+    "OpenAttempt",
+    "OpenDecision",
+    "OrphanRow",
+    "Reaped",
+    "ReconciliationRow",
+    "RecordedOutcome",
+    "RowResult",
+    "StartedAttempt",
+    "StoredPayload",
+    "__version__",
+    "classify",
+    "connect",
+    "embedded",
+    "errors",
+    "spool",
+    "types",
+]
+
+connect = Ledger.connect
+
+
+def __getattr__(name: str) -> Any:
+    if name == "embedded":  # starts servers; not needed by those who have one
+        from routeledger._embedded import embedded
+
+        return embedded
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

@@ -1,0 +1,247 @@
+"""Every statement that the driver sends: one constant a routine, in named notation with casts.
+
+Set-based forms take one JSON array and answer one row per input row: ``ord, status, code, message,
+detail, hint`` and then the columns of the single form, except ``created``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from typing_extensions import LiteralString
+
+VERSION: Final[LiteralString] = """
+select routeledger.version() as version, routeledger.clock() as server_time
+"""
+
+# -- single forms ---------------------------------------------------------------------------------
+
+INSERT_DECISION: Final[LiteralString] = """
+select id, attempt_id, attempt_no, model_slug, provider, decision_rule, outcome_status, created
+from routeledger.insert_decision(
+  p_tenant_id => %(tenant_id)s::text,
+  p_id => %(id)s::uuid,
+  p_agent_id => %(agent_id)s::text,
+  p_task_type => %(task_type)s::text,
+  p_candidates => %(candidates)s::jsonb,
+  p_chosen_model_slug => %(chosen_model_slug)s::text,
+  p_decision_rule => %(decision_rule)s::text,
+  p_min_quality => %(min_quality)s::double precision,
+  p_budget_cap_usd => %(budget_cap_usd)s::numeric,
+  p_policy_version => %(policy_version)s::text,
+  p_traffic_class => %(traffic_class)s::text,
+  p_event_at => %(event_at)s::timestamp with time zone,
+  p_lease => %(lease)s::interval,
+  p_attempt_id => %(attempt_id)s::uuid,
+  p_metadata => %(metadata)s::jsonb)
+"""
+
+START_ATTEMPT: Final[LiteralString] = """
+select id, attempt_id, attempt_no, model_slug, provider, created
+from routeledger.start_attempt(
+  p_tenant_id => %(tenant_id)s::text,
+  p_id => %(id)s::uuid,
+  p_model_slug => %(model_slug)s::text,
+  p_attempt_id => %(attempt_id)s::uuid,
+  p_provider => %(provider)s::text)
+"""
+
+FAIL_ATTEMPT: Final[LiteralString] = """
+select id, attempt_id, action, next_attempt_id, next_attempt_no, next_model_slug, next_provider,
+  delay_ms, outcome_status, created
+from routeledger.fail_attempt(
+  p_tenant_id => %(tenant_id)s::text,
+  p_id => %(id)s::uuid,
+  p_attempt_id => %(attempt_id)s::uuid,
+  p_error_type => %(error_type)s::text,
+  p_error_message => %(error_message)s::text,
+  p_http_status => %(http_status)s::integer,
+  p_retry_after_ms => %(retry_after_ms)s::bigint,
+  p_next => %(next)s::text,
+  p_next_attempt_id => %(next_attempt_id)s::uuid,
+  p_input_tokens => %(input_tokens)s::bigint,
+  p_output_tokens => %(output_tokens)s::bigint,
+  p_cost_usd => %(cost_usd)s::numeric,
+  p_latency_ms => %(latency_ms)s::double precision,
+  p_ttft_ms => %(ttft_ms)s::double precision,
+  p_provider_response_id => %(provider_response_id)s::text)
+"""
+
+COMPLETE_DECISION: Final[LiteralString] = """
+select id, inference_id, attempt_no, outcome_status, cost_usd, cost_source, late, created
+from routeledger.complete_decision(
+  p_tenant_id => %(tenant_id)s::text,
+  p_id => %(id)s::uuid,
+  p_outcome_status => %(outcome_status)s::text,
+  p_attempt_id => %(attempt_id)s::uuid,
+  p_input_tokens => %(input_tokens)s::bigint,
+  p_output_tokens => %(output_tokens)s::bigint,
+  p_cache_read_input_tokens => %(cache_read_input_tokens)s::bigint,
+  p_cache_creation_input_tokens => %(cache_creation_input_tokens)s::bigint,
+  p_reasoning_output_tokens => %(reasoning_output_tokens)s::bigint,
+  p_cost_usd => %(cost_usd)s::numeric,
+  p_latency_ms => %(latency_ms)s::double precision,
+  p_ttft_ms => %(ttft_ms)s::double precision,
+  p_http_status => %(http_status)s::integer,
+  p_error_type => %(error_type)s::text,
+  p_error_message => %(error_message)s::text,
+  p_provider_response_id => %(provider_response_id)s::text,
+  p_response_model => %(response_model)s::text,
+  p_finish_reasons => %(finish_reasons)s::text[],
+  p_decision_rule_override => %(decision_rule_override)s::text)
+"""
+
+EXTEND_LEASE: Final[LiteralString] = """
+select id, lease_expires_at
+from routeledger.extend_lease(
+  p_tenant_id => %(tenant_id)s::text,
+  p_id => %(id)s::uuid,
+  p_lease => %(lease)s::interval)
+"""
+
+RECORD_OUTCOME: Final[LiteralString] = """
+select id, inference_id, attempts, outcome_status, cost_usd, created
+from routeledger.record_outcome(
+  p_tenant_id => %(tenant_id)s::text,
+  p_id => %(id)s::uuid,
+  p_agent_id => %(agent_id)s::text,
+  p_task_type => %(task_type)s::text,
+  p_candidates => %(candidates)s::jsonb,
+  p_chosen_model_slug => %(chosen_model_slug)s::text,
+  p_decision_rule => %(decision_rule)s::text,
+  p_min_quality => %(min_quality)s::double precision,
+  p_budget_cap_usd => %(budget_cap_usd)s::numeric,
+  p_policy_version => %(policy_version)s::text,
+  p_traffic_class => %(traffic_class)s::text,
+  p_event_at => %(event_at)s::timestamp with time zone,
+  p_metadata => %(metadata)s::jsonb,
+  p_attempts => %(attempts)s::jsonb,
+  p_decision_rule_override => %(decision_rule_override)s::text)
+"""
+
+RECORD_PAYLOAD: Final[LiteralString] = """
+select id, attempt_id, created
+from routeledger.record_payload(
+  p_tenant_id => %(tenant_id)s::text,
+  p_id => %(id)s::uuid,
+  p_attempt_id => %(attempt_id)s::uuid,
+  p_request => %(request)s::jsonb,
+  p_response => %(response)s::jsonb)
+"""
+
+REAP: Final[LiteralString] = """
+select tenant_id, id, inference_id, attempt_no
+from routeledger.reap(
+  p_limit => %(limit)s::integer,
+  p_tenant_id => %(tenant_id)s::text)
+"""
+
+MAINTAIN: Final[LiteralString] = """
+select action, object
+from routeledger.maintain(
+  p_ahead => %(ahead)s::interval)
+"""
+
+CONFIGURE: Final[LiteralString] = """
+select routeledger.configure(
+  p_settings => %(settings)s::jsonb) as settings
+"""
+
+# -- set-based forms ------------------------------------------------------------------------------
+
+INSERT_DECISIONS: Final[LiteralString] = """
+select ord, status, code, message, detail, hint,
+  id, attempt_id, attempt_no, model_slug, provider, decision_rule, outcome_status
+from routeledger.insert_decisions(
+  p_rows => %(rows)s::jsonb)
+"""
+
+START_ATTEMPTS: Final[LiteralString] = """
+select ord, status, code, message, detail, hint,
+  id, attempt_id, attempt_no, model_slug, provider
+from routeledger.start_attempts(
+  p_rows => %(rows)s::jsonb)
+"""
+
+FAIL_ATTEMPTS: Final[LiteralString] = """
+select ord, status, code, message, detail, hint,
+  id, attempt_id, action, next_attempt_id, next_attempt_no, next_model_slug, next_provider,
+  delay_ms, outcome_status
+from routeledger.fail_attempts(
+  p_rows => %(rows)s::jsonb)
+"""
+
+COMPLETE_DECISIONS: Final[LiteralString] = """
+select ord, status, code, message, detail, hint,
+  id, inference_id, attempt_no, outcome_status, cost_usd, cost_source, late
+from routeledger.complete_decisions(
+  p_rows => %(rows)s::jsonb)
+"""
+
+EXTEND_LEASES: Final[LiteralString] = """
+select ord, status, code, message, detail, hint,
+  id, lease_expires_at
+from routeledger.extend_leases(
+  p_rows => %(rows)s::jsonb)
+"""
+
+RECORD_OUTCOMES: Final[LiteralString] = """
+select ord, status, code, message, detail, hint,
+  id, inference_id, attempts, outcome_status, cost_usd
+from routeledger.record_outcomes(
+  p_rows => %(rows)s::jsonb)
+"""
+
+RECORD_PAYLOADS: Final[LiteralString] = """
+select ord, status, code, message, detail, hint,
+  id, attempt_id
+from routeledger.record_payloads(
+  p_rows => %(rows)s::jsonb)
+"""
+
+IMPORT_MODELS: Final[LiteralString] = """
+select ord, status, code, message, detail, hint,
+  model_slug, valid_from, flag
+from routeledger.import_models(
+  p_rows => %(rows)s::jsonb)
+"""
+
+# -- readers of the views -------------------------------------------------------------------------
+
+DECISIONS: Final[LiteralString] = """
+select tenant_id, id, agent_id, task_type, model_slug, provider, decision_rule,
+  decision_rule_override, outcome_status, attempts, failovers, cost_usd, input_tokens,
+  output_tokens, latency_ms, created_at, event_at, completed_at, late_completion, traffic_class
+from routeledger.decisions
+where (%(tenant_id)s::text is null or tenant_id = %(tenant_id)s::text)
+  and (%(id)s::uuid is null or id = %(id)s::uuid)
+order by id desc
+limit %(limit)s::bigint
+"""
+
+IN_FLIGHT: Final[LiteralString] = """
+select tenant_id, id, agent_id, task_type, attempt_id, attempt_no, model_slug, created_at,
+  lease_expires_at, expired, age
+from routeledger.in_flight
+where %(tenant_id)s::text is null or tenant_id = %(tenant_id)s::text
+order by lease_expires_at
+limit %(limit)s::bigint
+"""
+
+ORPHANS: Final[LiteralString] = """
+select tenant_id, outcome_id, inference_id, reason, created_at
+from routeledger.orphans
+where %(tenant_id)s::text is null or tenant_id = %(tenant_id)s::text
+limit %(limit)s::bigint
+"""
+
+RECONCILIATION: Final[LiteralString] = """
+select hour, tenant_id, decided, succeeded, failed, rejected, abandoned, in_flight, attempts,
+  open_attempts, cost_usd, agrees
+from routeledger.reconciliation
+where (%(tenant_id)s::text is null or tenant_id = %(tenant_id)s::text)
+  and (%(since)s::timestamp with time zone is null or hour >= %(since)s::timestamp with time zone)
+order by hour, tenant_id
+limit %(limit)s::bigint
+"""

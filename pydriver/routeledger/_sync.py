@@ -1,0 +1,855 @@
+# Generated from pydriver/routeledger/_async.py by `make sync`: edit that, not this.
+# ruff: noqa: A002 - parameters are named as the routines name them
+"""The synchronous client. The synchronous one is generated from it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from uuid import UUID
+
+import psycopg
+from psycopg import Connection, conninfo
+from psycopg.rows import tuple_row
+from psycopg_pool import ConnectionPool
+
+from . import _calls, _codec, _handshake, _routines, types
+from ._classify import Failure
+from ._coalesce_sync import Coalescer
+from ._codec import Row
+from ._ids import IdMaker
+from ._loop_sync import OpenDecision
+from ._replay_sync import Replay
+from ._routines import Routine
+from ._threads import Later, Timers, sleep
+from .errors import LedgerClosed, LedgerError, LedgerUnavailable, translate
+from .spool import DEFAULT_MAX_BYTES, ReplayReport, Spool
+from .types import Candidate, OutcomeStatus, RowResult
+
+if TYPE_CHECKING:
+    from typing_extensions import LiteralString, Self
+
+__all__ = ["Ledger"]
+
+T = TypeVar("T")
+Record = tuple[Any, ...]
+Candidates = Sequence[Candidate | Mapping[str, Any] | str]
+Money = Decimal | float | int | str
+Id = UUID | str
+Next = Literal["policy", "hold", "give_up"]
+TrafficClass = Literal["production", "shadow", "synthetic", "replay"]
+OnLedgerError = Literal["raise", "spool"]
+Conn = Connection[Any]
+
+logger = logging.getLogger("routeledger")
+
+_FIRST_DELAY = 0.02
+_LONGEST_DELAY = 1.0
+_DOWN_FOR = 1.0
+_COALESCED = frozenset(
+    {
+        "insert_decision",
+        "start_attempt",
+        "fail_attempt",
+        "complete_decision",
+        "extend_lease",
+        "record_outcome",
+    }
+)
+
+
+class Ledger:
+    """A client of the ledger. Open it with `connect`, and use it as a context manager.
+
+    Every method takes ``conn=``: with it the call runs on that connection, in its transaction, and
+    is neither committed nor tried again. Without it the call is committed when the method returns;
+    lost connections, serialization failures, deadlocks and lock timeouts are tried again with
+    growing, random delays for `timeout` seconds, which is safe because every call is idempotent by
+    id. The client makes the ids (UUID version 7) where the caller gave none, before the first try.
+
+    All errors are `LedgerError` and its subclasses. All times carry a time zone.
+    """
+
+    def __init__(
+        self,
+        pool: ConnectionPool[Conn],
+        *,
+        owns_pool: bool = True,
+        dsn: str = "",
+        timeout: float = 10.0,
+        on_ledger_error: OnLedgerError = "raise",
+        spool: Spool | None = None,
+        coalesce: bool = True,
+        max_batch: int = 200,
+        max_wait_ms: float = 2.0,
+        max_queue: int = 10_000,
+    ) -> None:
+        self._pool = pool
+        self._owns_pool = owns_pool
+        self._dsn = dsn
+        self._timeout = timeout
+        self._spool = spool if on_ledger_error == "spool" else None
+        self._warned = False
+        self._down_until = 0.0
+        self._ids = IdMaker()
+        self._timers = Timers()
+        self._closed = False
+        self._coalescer = (
+            Coalescer(
+                self._run,
+                self._one_uncoalesced,
+                max_batch=max_batch,
+                max_wait=max_wait_ms / 1000,
+                max_queue=max_queue,
+            )
+            if coalesce
+            else None
+        )
+
+    @classmethod
+    def connect(
+        cls,
+        dsn: str | None = None,
+        *,
+        min_size: int = 1,
+        max_size: int = 10,
+        timeout: float | None = None,
+        on_ledger_error: OnLedgerError = "raise",
+        spool_path: str | os.PathLike[str] | None = None,
+        spool_max_bytes: int = DEFAULT_MAX_BYTES,
+        coalesce: bool = True,
+        max_batch: int = 200,
+        max_wait_ms: float = 2.0,
+        max_queue: int = 10_000,
+        check_version: bool = True,
+        prepare_threshold: int | None = None,
+        pool: ConnectionPool[Conn] | None = None,
+    ) -> Self:
+        """Open a client and see that the schema is there and of a version that it understands.
+
+        Args:
+            dsn: a libpq connection string; libpq's environment (``PGHOST`` …) when absent.
+            min_size: connections kept open.
+            max_size: most connections.
+            timeout: seconds that a call may take to get through, retries included; 10, or 2 with
+                ``on_ledger_error="spool"``.
+            on_ledger_error: what the decision loop does when the ledger cannot be reached:
+                ``raise``, or ``spool`` (keep the records in a local file, see `routeledger.spool`,
+                and let the caller have the provider's answer).
+            spool_path: the spool's file; in the user's folder for state when absent.
+            spool_max_bytes: the most that the spool holds.
+            coalesce: let concurrent writes share a statement and a commit.
+            max_batch: most rows in one statement.
+            max_wait_ms: most milliseconds that a row waits for company.
+            max_queue: most rows on their way before further callers wait.
+            check_version: False leaves out the look at the schema's version.
+            prepare_threshold: psycopg's; None (never prepare) works through transaction poolers.
+            pool: the caller's own pool, which it opens and closes itself.
+
+        Raises:
+            NotInstalled: there is no routeledger in this database.
+            OtherVersionInstalled: the schema is older than this client needs.
+            SchemaTooNew: the schema is newer than this client understands.
+            LedgerUnavailable: no connection, with ``on_ledger_error="raise"``.
+        """
+        dsn = dsn or ""
+        if timeout is None:
+            timeout = 2.0 if on_ledger_error == "spool" else 10.0
+        owned = pool is None
+        if pool is None:
+            kwargs: dict[str, Any] = {"autocommit": True, "prepare_threshold": prepare_threshold}
+            given = conninfo.conninfo_to_dict(dsn)
+            if "connect_timeout" not in given and "PGCONNECT_TIMEOUT" not in os.environ:
+                kwargs["connect_timeout"] = 5
+            pool = ConnectionPool(
+                dsn,
+                kwargs=kwargs,
+                min_size=min_size,
+                max_size=max_size,
+                open=False,
+                check=_check,
+                timeout=timeout,
+                name="routeledger",
+            )
+            pool.open()
+        ledger = cls(
+            pool,
+            owns_pool=owned,
+            dsn=dsn,
+            timeout=timeout,
+            on_ledger_error=on_ledger_error,
+            spool=(
+                Spool(spool_path, max_bytes=spool_max_bytes) if on_ledger_error == "spool" else None
+            ),
+            coalesce=coalesce,
+            max_batch=max_batch,
+            max_wait_ms=max_wait_ms,
+            max_queue=max_queue,
+        )
+        try:
+            if check_version:
+                ledger._shake_hands()
+        except BaseException:
+            ledger.close()
+            raise
+        return ledger
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write what is waiting, then close the pool. Closing twice does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._timers.close()
+        if self._coalescer is not None:
+            self._coalescer.close()
+        if self._owns_pool:
+            self._pool.close()
+
+    # -- two phases --
+
+    def decision(
+        self,
+        *,
+        tenant_id: str,
+        candidates: Candidates = (),
+        id: Id | None = None,
+        agent_id: str | None = None,
+        task_type: str | None = None,
+        chosen_model_slug: str | None = None,
+        decision_rule: str | None = None,
+        min_quality: float | None = None,
+        budget_cap_usd: Money | None = None,
+        policy_version: str | None = None,
+        traffic_class: TrafficClass = "production",
+        event_at: datetime | None = None,
+        lease: timedelta | None = None,
+        attempt_id: Id | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        heartbeat: bool = True,
+        classify: Callable[[BaseException], Failure] | None = None,
+    ) -> OpenDecision:
+        """A decision as a block whose every exit closes the books.
+
+            with ledger.decision(tenant_id="acme", candidates=ranked) as decision:
+                for attempt in decision.attempts():
+                    with attempt:
+                        reply = call_provider(attempt.model_slug)
+                        attempt.succeed(input_tokens=…, output_tokens=…)
+
+        An exception in an attempt block is the provider's error: it is recorded, and the loop waits
+        and goes on as the ledger says; when the ledger gives up, the exception passes through. A
+        rejected decision has no attempts.
+
+        Args:
+            heartbeat: extend the lease in the background while the block is open. Where `lease` is
+                not given the first extension comes after 30 seconds; give it when the setting is
+                shorter than a minute.
+            classify: reads an exception, in place of `routeledger.classify`.
+
+        The other arguments are those of `insert_decision`. There is no ``conn=``: the decision is
+        committed before the provider is called.
+        """
+        params = {
+            "tenant_id": tenant_id,
+            "id": self._ids() if id is None else str(id),
+            "agent_id": agent_id,
+            "task_type": task_type,
+            "candidates": candidates,
+            "chosen_model_slug": chosen_model_slug,
+            "decision_rule": decision_rule,
+            "min_quality": min_quality,
+            "budget_cap_usd": budget_cap_usd,
+            "policy_version": policy_version,
+            "traffic_class": traffic_class,
+            "event_at": event_at,
+            "lease": lease,
+            "attempt_id": self._ids() if attempt_id is None else str(attempt_id),
+            "metadata": metadata,
+        }
+        return OpenDecision(self, params, heartbeat=heartbeat, classifier=classify)
+
+    def insert_decision(
+        self,
+        *,
+        tenant_id: str,
+        candidates: Candidates = (),
+        id: Id | None = None,
+        agent_id: str | None = None,
+        task_type: str | None = None,
+        chosen_model_slug: str | None = None,
+        decision_rule: str | None = None,
+        min_quality: float | None = None,
+        budget_cap_usd: Money | None = None,
+        policy_version: str | None = None,
+        traffic_class: TrafficClass = "production",
+        event_at: datetime | None = None,
+        lease: timedelta | None = None,
+        attempt_id: Id | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        conn: Conn | None = None,
+    ) -> types.Decision:
+        """Write a decision, and its first attempt, before the provider is called.
+
+        Args:
+            tenant_id: whose decision it is.
+            candidates: ranked, best first: slugs, `Candidate`, or mappings with a ``model_slug``.
+            id: the decision's UUID v7, which is the idempotency key.
+            agent_id: who asks.
+            task_type: what for.
+            chosen_model_slug: the model chosen; the first eligible candidate when absent.
+            decision_rule: how it was chosen.
+            min_quality: the floor, 0 to 1.
+            budget_cap_usd: US dollars.
+            policy_version: of the caller's routing policy.
+            traffic_class: ``production``, ``shadow``, ``synthetic`` or ``replay``.
+            event_at: when it happened, if not now.
+            lease: how long the reaper leaves it alone; the ledger's setting when absent.
+            attempt_id: the UUID v7 of the first attempt.
+            metadata: anything, as a JSON object.
+            conn: a connection of the caller's, which is not committed.
+        """
+        row = {
+            "tenant_id": tenant_id,
+            "id": self._ids() if id is None else id,
+            "agent_id": agent_id,
+            "task_type": task_type,
+            "candidates": candidates,
+            "chosen_model_slug": chosen_model_slug,
+            "decision_rule": decision_rule,
+            "min_quality": min_quality,
+            "budget_cap_usd": budget_cap_usd,
+            "policy_version": policy_version,
+            "traffic_class": traffic_class,
+            "event_at": event_at,
+            "lease": lease,
+            "attempt_id": self._ids() if attempt_id is None else attempt_id,
+            "metadata": metadata,
+        }
+        return self._submit(_routines.INSERT_DECISION, _compact(row), conn)
+
+    def start_attempt(
+        self,
+        *,
+        tenant_id: str,
+        id: Id,
+        model_slug: str,
+        attempt_id: Id | None = None,
+        provider: str | None = None,
+        conn: Conn | None = None,
+    ) -> types.StartedAttempt:
+        """Open the next attempt by the caller's own choice, after ``fail_attempt(next="hold")``.
+
+        Raises:
+            AttemptOpen: one is open already.
+            DecisionClosed: the decision is closed.
+        """
+        row = {
+            "tenant_id": tenant_id,
+            "id": id,
+            "model_slug": model_slug,
+            "attempt_id": self._ids() if attempt_id is None else attempt_id,
+            "provider": provider,
+        }
+        return self._submit(_routines.START_ATTEMPT, _compact(row), conn)
+
+    def fail_attempt(
+        self,
+        *,
+        tenant_id: str,
+        id: Id,
+        attempt_id: Id,
+        error_type: str,
+        error_message: str | None = None,
+        http_status: int | None = None,
+        retry_after_ms: int | None = None,
+        next: Next = "policy",
+        next_attempt_id: Id | None = None,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+        cost_usd: Money | None = None,
+        latency_ms: float | None = None,
+        ttft_ms: float | None = None,
+        provider_response_id: str | None = None,
+        conn: Conn | None = None,
+    ) -> types.NextStep:
+        """Close an attempt as failed and learn what to do next.
+
+        Args:
+            tenant_id: whose decision it is.
+            id: the decision.
+            attempt_id: the attempt that failed.
+            error_type: the kind of error.
+            error_message: what the provider said.
+            http_status: 100 to 599.
+            retry_after_ms: what the provider asked for, in milliseconds.
+            next: ``policy`` (the ledger chooses), ``hold`` (the caller will), ``give_up``.
+            next_attempt_id: the UUID v7 of the attempt that the ledger opens next.
+            input_tokens: tokens read, if billed all the same.
+            output_tokens: tokens written.
+            cost_usd: US dollars; computed from the catalogue when absent.
+            latency_ms: milliseconds; the ledger's own measure when absent.
+            ttft_ms: milliseconds to the first token.
+            provider_response_id: the provider's id of the response.
+            conn: a connection of the caller's, which is not committed.
+
+        Raises:
+            AttemptClosed: it is closed already, in another way.
+            LeaseLost: the reaper closed it.
+        """
+        row = {
+            "tenant_id": tenant_id,
+            "id": id,
+            "attempt_id": attempt_id,
+            "error_type": error_type,
+            "error_message": error_message,
+            "http_status": http_status,
+            "retry_after_ms": retry_after_ms,
+            "next": next,
+            "next_attempt_id": self._ids() if next_attempt_id is None else next_attempt_id,
+            "input_tokens": input_tokens,
+            "output_tokens": output_tokens,
+            "cost_usd": cost_usd,
+            "latency_ms": latency_ms,
+            "ttft_ms": ttft_ms,
+            "provider_response_id": provider_response_id,
+        }
+        return self._submit(_routines.FAIL_ATTEMPT, _compact(row), conn)
+
+    def complete_decision(
+        self,
+        *,
+        tenant_id: str,
+        id: Id,
+        outcome_status: OutcomeStatus,
+        attempt_id: Id | None = None,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+        cache_read_input_tokens: int | None = None,
+        cache_creation_input_tokens: int | None = None,
+        reasoning_output_tokens: int | None = None,
+        cost_usd: Money | None = None,
+        latency_ms: float | None = None,
+        ttft_ms: float | None = None,
+        http_status: int | None = None,
+        error_type: str | None = None,
+        error_message: str | None = None,
+        provider_response_id: str | None = None,
+        response_model: str | None = None,
+        finish_reasons: Sequence[str] | None = None,
+        decision_rule_override: str | None = None,
+        conn: Conn | None = None,
+    ) -> types.Completion:
+        """Close a decision and its open attempt, and link the two.
+
+        Args:
+            tenant_id: whose decision it is.
+            id: the decision.
+            outcome_status: ``succeeded`` (tokens required) or ``failed`` (error_type required).
+            attempt_id: the attempt meant; the open one when absent.
+            input_tokens: all tokens read, cached ones included.
+            output_tokens: all tokens written, those of reasoning included.
+            cache_read_input_tokens: of the input, those read from a cache.
+            cache_creation_input_tokens: of the input, those written to a cache.
+            reasoning_output_tokens: of the output, those of reasoning.
+            cost_usd: US dollars; computed from the catalogue when absent.
+            latency_ms: milliseconds; the ledger's own measure when absent.
+            ttft_ms: milliseconds to the first token.
+            http_status: 100 to 599.
+            error_type: the kind of error.
+            error_message: what the provider said.
+            provider_response_id: the provider's id of the response.
+            response_model: the model that the provider says answered.
+            finish_reasons: why it stopped, one a choice.
+            decision_rule_override: for a failure before any dispatch; links nothing.
+            conn: a connection of the caller's, which is not committed.
+
+        Raises:
+            DecisionNotFound: no such decision of this tenant.
+            AlreadyCompleted: it was completed in another way.
+        """
+        row = {
+            "tenant_id": tenant_id,
+            "id": id,
+            "outcome_status": outcome_status,
+            "attempt_id": attempt_id,
+            "input_tokens": input_tokens,
+            "output_tokens": output_tokens,
+            "cache_read_input_tokens": cache_read_input_tokens,
+            "cache_creation_input_tokens": cache_creation_input_tokens,
+            "reasoning_output_tokens": reasoning_output_tokens,
+            "cost_usd": cost_usd,
+            "latency_ms": latency_ms,
+            "ttft_ms": ttft_ms,
+            "http_status": http_status,
+            "error_type": error_type,
+            "error_message": error_message,
+            "provider_response_id": provider_response_id,
+            "response_model": response_model,
+            "finish_reasons": finish_reasons,
+            "decision_rule_override": decision_rule_override,
+        }
+        return self._submit(_routines.COMPLETE_DECISION, _compact(row), conn)
+
+    def extend_lease(
+        self,
+        *,
+        tenant_id: str,
+        id: Id,
+        lease: timedelta | None = None,
+        conn: Conn | None = None,
+    ) -> types.Lease:
+        """Keep the reaper away from a decision in flight; a lease is never shortened.
+
+        Raises:
+            LeaseLost: the reaper has closed it.
+            DecisionClosed: it was completed.
+        """
+        row = {"tenant_id": tenant_id, "id": id, "lease": lease}
+        return self._submit(_routines.EXTEND_LEASE, _compact(row), conn)
+
+    # -- afterwards --
+
+    def record_outcome(
+        self,
+        *,
+        tenant_id: str,
+        attempts: Sequence[Mapping[str, Any]] = (),
+        candidates: Candidates = (),
+        id: Id | None = None,
+        agent_id: str | None = None,
+        task_type: str | None = None,
+        chosen_model_slug: str | None = None,
+        decision_rule: str | None = None,
+        min_quality: float | None = None,
+        budget_cap_usd: Money | None = None,
+        policy_version: str | None = None,
+        traffic_class: TrafficClass = "production",
+        event_at: datetime | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        decision_rule_override: str | None = None,
+        conn: Conn | None = None,
+    ) -> types.RecordedOutcome:
+        """Write a whole story in one call, for a caller who learns of it afterwards.
+
+        Args:
+            attempts: in order, mappings with ``model_slug``, ``status`` (``succeeded`` or
+                ``failed``) and the facts that `complete_decision` and `fail_attempt` take, with
+                ``started_at`` and ``completed_at``.
+
+        The other arguments are those of `insert_decision`. To make repetition safe give the `id`,
+        and give each attempt its own ``id``.
+        """
+        row = {
+            "tenant_id": tenant_id,
+            "id": self._ids() if id is None else id,
+            "agent_id": agent_id,
+            "task_type": task_type,
+            "candidates": candidates,
+            "chosen_model_slug": chosen_model_slug,
+            "decision_rule": decision_rule,
+            "min_quality": min_quality,
+            "budget_cap_usd": budget_cap_usd,
+            "policy_version": policy_version,
+            "traffic_class": traffic_class,
+            "event_at": event_at,
+            "metadata": metadata,
+            "attempts": attempts,
+            "decision_rule_override": decision_rule_override,
+        }
+        return self._submit(_routines.RECORD_OUTCOME, _compact(row), conn)
+
+    def record_payload(
+        self,
+        *,
+        tenant_id: str,
+        id: Id,
+        attempt_id: Id,
+        request: Any = None,
+        response: Any = None,
+        conn: Conn | None = None,
+    ) -> types.StoredPayload:
+        """Keep what was sent to a provider and what came back, as JSON."""
+        row = {
+            "tenant_id": tenant_id,
+            "id": id,
+            "attempt_id": attempt_id,
+            "request": request,
+            "response": response,
+        }
+        return self._submit(_routines.RECORD_PAYLOAD, _compact(row), conn)
+
+    # -- many at once --
+
+    def insert_decisions(
+        self, rows: Iterable[Row], *, conn: Conn | None = None
+    ) -> list[RowResult[types.Decision]]:
+        """`insert_decision` for many: one answer a row, in order; a bad row spoils no other.
+
+        Args:
+            rows: mappings with the arguments of the single form; at most 10,000.
+        """
+        return self._many(_routines.INSERT_DECISION, self._with_ids(rows, "id", "attempt_id"), conn)
+
+    def start_attempts(
+        self, rows: Iterable[Row], *, conn: Conn | None = None
+    ) -> list[RowResult[types.StartedAttempt]]:
+        """`start_attempt` for many; see `insert_decisions`."""
+        return self._many(_routines.START_ATTEMPT, self._with_ids(rows, "attempt_id"), conn)
+
+    def fail_attempts(
+        self, rows: Iterable[Row], *, conn: Conn | None = None
+    ) -> list[RowResult[types.NextStep]]:
+        """`fail_attempt` for many; see `insert_decisions`."""
+        return self._many(_routines.FAIL_ATTEMPT, self._with_ids(rows, "next_attempt_id"), conn)
+
+    def complete_decisions(
+        self, rows: Iterable[Row], *, conn: Conn | None = None
+    ) -> list[RowResult[types.Completion]]:
+        """`complete_decision` for many; see `insert_decisions`."""
+        return self._many(_routines.COMPLETE_DECISION, list(rows), conn)
+
+    def extend_leases(
+        self, rows: Iterable[Row], *, conn: Conn | None = None
+    ) -> list[RowResult[types.Lease]]:
+        """`extend_lease` for many; see `insert_decisions`."""
+        return self._many(_routines.EXTEND_LEASE, list(rows), conn)
+
+    def record_outcomes(
+        self, rows: Iterable[Row], *, conn: Conn | None = None
+    ) -> list[RowResult[types.RecordedOutcome]]:
+        """`record_outcome` for many; see `insert_decisions`."""
+        return self._many(_routines.RECORD_OUTCOME, self._with_ids(rows, "id"), conn)
+
+    def record_payloads(
+        self, rows: Iterable[Row], *, conn: Conn | None = None
+    ) -> list[RowResult[types.StoredPayload]]:
+        """`record_payload` for many; see `insert_decisions`."""
+        return self._many(_routines.RECORD_PAYLOAD, list(rows), conn)
+
+    def import_models(
+        self, rows: Iterable[Row], *, conn: Conn | None = None
+    ) -> list[RowResult[types.ImportedModel]]:
+        """Bring models and their dated prices (US dollars a million tokens) into the catalogue.
+
+        Args:
+            rows: mappings with ``model_slug``, ``valid_from``, ``input_usd_per_mtok``,
+                ``output_usd_per_mtok`` and more; an absent price is unknown, never free.
+        """
+        return self._many(_routines.IMPORT_MODELS, list(rows), conn)
+
+    # -- upkeep --
+
+    def reap(
+        self, *, limit: int = 1000, tenant_id: str | None = None, conn: Conn | None = None
+    ) -> list[types.Reaped]:
+        """Close decisions whose lease has run out, at most `limit`; safe from many places."""
+        params = {"limit": limit, "tenant_id": tenant_id}
+        return [types.Reaped(*r) for r in self._query(_calls.REAP, params, conn)]
+
+    def maintain(
+        self, *, ahead: timedelta | None = None, conn: Conn | None = None
+    ) -> list[types.MaintainAction]:
+        """Make the partitions that the time ahead needs."""
+        records = self._query(_calls.MAINTAIN, {"ahead": ahead}, conn)
+        return [types.MaintainAction(*r) for r in records]
+
+    def configure(
+        self, settings: Mapping[str, Any] | None = None, *, conn: Conn | None = None
+    ) -> dict[str, Any]:
+        """Change settings by name, all or none, and return those in force. Intervals are text."""
+        params = {"settings": _codec.dumps(settings or {})}
+        records = self._query(_calls.CONFIGURE, params, conn)
+        return dict(records[0][0])
+
+    def replay_spool(self, spool: Spool | str | os.PathLike[str] | None = None) -> ReplayReport:
+        """Bring the spool's records in, each once; see `routeledger.spool`.
+
+        Args:
+            spool: the spool or its path; the client's own, or the default one, when absent.
+
+        Raises:
+            LedgerUnavailable: the ledger is gone; what is left stays for the next replay.
+        """
+        if not isinstance(spool, Spool):
+            spool = (self._spool or Spool()) if spool is None else Spool(Path(spool))
+        report = Replay(self, spool).run()
+        self._warned = False
+        return report
+
+    # -- reading --
+
+    def version(self, *, conn: Conn | None = None) -> str:
+        """The version of the schema."""
+        return str((self._query(_calls.VERSION, {}, conn))[0][0])
+
+    def decisions(
+        self,
+        *,
+        tenant_id: str | None = None,
+        id: Id | None = None,
+        limit: int = 100,
+        conn: Conn | None = None,
+    ) -> list[types.DecisionRow]:
+        """Lines of the view ``decisions``, newest first."""
+        params = {"tenant_id": tenant_id, "id": id, "limit": limit}
+        return [types.DecisionRow(*r) for r in self._query(_calls.DECISIONS, params, conn)]
+
+    def in_flight(
+        self, *, tenant_id: str | None = None, limit: int = 1000, conn: Conn | None = None
+    ) -> list[types.InFlightRow]:
+        """Lines of the view ``in_flight``, soonest to expire first."""
+        params = {"tenant_id": tenant_id, "limit": limit}
+        return [types.InFlightRow(*r) for r in self._query(_calls.IN_FLIGHT, params, conn)]
+
+    def orphans(
+        self, *, tenant_id: str | None = None, limit: int = 1000, conn: Conn | None = None
+    ) -> list[types.OrphanRow]:
+        """Lines of the view ``orphans``: always none."""
+        params = {"tenant_id": tenant_id, "limit": limit}
+        return [types.OrphanRow(*r) for r in self._query(_calls.ORPHANS, params, conn)]
+
+    def reconciliation(
+        self,
+        *,
+        tenant_id: str | None = None,
+        since: datetime | None = None,
+        limit: int = 10_000,
+        conn: Conn | None = None,
+    ) -> list[types.ReconciliationRow]:
+        """Lines of the view ``reconciliation``, an hour of a tenant each, oldest first."""
+        params = {"tenant_id": tenant_id, "since": since, "limit": limit}
+        records = self._query(_calls.RECONCILIATION, params, conn)
+        return [types.ReconciliationRow(*r) for r in records]
+
+    # -- the way there --
+
+    def _with_ids(self, rows: Iterable[Row], *keys: str) -> list[Row]:
+        """The rows with ids in place before the first try, so that a retry repeats them."""
+        out: list[Row] = []
+        for row in rows:
+            missing = [k for k in keys if row.get(k) is None]
+            out.append({**row, **{k: self._ids() for k in missing}} if missing else row)
+        return out
+
+    def _submit(self, routine: Routine[T], row: Row, conn: Conn | None = None) -> T:
+        if conn is None and self._coalescer is not None and routine.name in _COALESCED:
+            return self._coalescer.write(routine, row)
+        return self._one(routine, row, conn)
+
+    def _one_uncoalesced(self, routine: Routine[T], row: Row) -> T:
+        return self._one(routine, row, None)
+
+    def _one(self, routine: Routine[T], row: Row, conn: Conn | None) -> T:
+        params = _codec.single_params(row, routine.defaults)
+        return routine.read_single((self._query(routine.single, params, conn))[0])
+
+    def _many(
+        self, routine: Routine[T], rows: Sequence[Row], conn: Conn | None = None
+    ) -> list[RowResult[T]]:
+        payload, refused = _codec.dumps_rows(rows)
+        records = self._query(routine.many, {"rows": payload}, conn)
+        answers = iter(records)
+        results: list[RowResult[T]] = []
+        for n in range(len(rows)):
+            if (error := refused.get(n)) is not None:
+                results.append(
+                    RowResult(
+                        n + 1, "refused", error.code, error.message, error.detail, error.hint, None
+                    )
+                )
+            else:
+                record = next(answers)
+                results.append(routine.read_row((n + 1, *record[1:])))
+        return results
+
+    def _query(
+        self, query: LiteralString, params: Mapping[str, Any], conn: Conn | None
+    ) -> list[Record]:
+        def work(conn: Conn) -> list[Record]:
+            with conn.cursor(row_factory=tuple_row) as cursor:
+                cursor.execute(query, params)
+                return cursor.fetchall()
+
+        if conn is None:
+            return self._run(work)
+        try:
+            return work(conn)
+        except psycopg.Error as exc:
+            raise translate(exc) from exc
+
+    def _run(self, work: Callable[[Conn], Later[T]]) -> T:
+        """Run committed work, again after what is worth it, until `timeout` seconds are over."""
+        if self._closed and self._coalescer is None:
+            raise LedgerClosed("The client is closed.")
+        now = time.monotonic()
+        if now < self._down_until:
+            raise LedgerUnavailable("The ledger could not be reached a moment ago.")
+        deadline = now + self._timeout
+        delay = _FIRST_DELAY
+        while True:
+            try:
+                left = max(0.01, deadline - time.monotonic())
+                with self._pool.connection(timeout=left) as conn:
+                    return work(conn)
+            except psycopg.Error as exc:
+                error = translate(exc)
+                wait = delay * (0.5 + random.random())  # noqa: S311
+                if not error.retryable or time.monotonic() + wait > deadline:
+                    if self._spool is not None and isinstance(error, LedgerUnavailable):
+                        self._down_until = time.monotonic() + _DOWN_FOR
+                    raise error from exc
+            sleep(wait)
+            delay = min(delay * 2, _LONGEST_DELAY)
+
+    def _shake_hands(self) -> None:
+        before = time.time()
+        try:
+            record = (self._query(_calls.VERSION, {}, None))[0]
+        except LedgerUnavailable as exc:
+            if self._spool is None:
+                raise
+            self._warn_spooling(exc)
+            return
+        except LedgerError as exc:
+            raise _handshake.explain(exc, self._dsn) from exc
+        _handshake.check(str(record[0]), self._dsn)
+        middle = (before + time.time()) / 2
+        skew = round((record[1].timestamp() - middle) * 1000)
+        self._ids.skew_ms = skew if abs(skew) > 1000 else 0
+
+    def _server_now(self) -> datetime:
+        return datetime.now(timezone.utc) + timedelta(milliseconds=self._ids.skew_ms)
+
+    def _warn_spooling(self, exc: LedgerError) -> None:
+        if not self._warned:
+            self._warned = True
+            path = self._spool.path if self._spool is not None else None
+            logger.warning("the ledger cannot be reached; writing to the spool %s: %s", path, exc)
+
+
+def _compact(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in row.items() if v is not None}
+
+
+def _check(conn: Connection[Any]) -> None:
+    """Refuse a pooled connection that the server has closed, without a round trip."""
+    _handshake.check_socket(conn)

@@ -1,0 +1,305 @@
+"""What the ledger takes and returns: frozen, slotted dataclasses.
+
+Money is `decimal.Decimal` in US dollars, latencies are milliseconds, token counts are integers,
+ids are time-ordered UUIDs (version 7), times carry their time zone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Generic, Literal, TypeVar
+from uuid import UUID
+
+from . import errors
+
+__all__ = [
+    "Action",
+    "Candidate",
+    "Completion",
+    "CostSource",
+    "Decision",
+    "DecisionOutcome",
+    "DecisionRow",
+    "ImportedModel",
+    "InFlightRow",
+    "Lease",
+    "MaintainAction",
+    "NextStep",
+    "OrphanRow",
+    "OutcomeStatus",
+    "Reaped",
+    "ReconciliationRow",
+    "RecordedOutcome",
+    "RowResult",
+    "RowStatus",
+    "StartedAttempt",
+    "StoredPayload",
+]
+
+OutcomeStatus = Literal["succeeded", "failed", "rejected", "abandoned"]
+Action = Literal["retry", "failover", "hold", "give_up"]
+CostSource = Literal["caller", "catalog", "unpriced", "no_usage"]
+RowStatus = Literal["accepted", "replayed", "refused"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One ranked candidate of a decision.
+
+    A candidate with a `drop_reason` was considered and is not eligible. `extra` is stored with it.
+    """
+
+    model_slug: str
+    provider: str | None = None
+    drop_reason: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object that the ledger stores."""
+        out: dict[str, Any] = {**self.extra, "model_slug": self.model_slug}
+        if self.provider is not None:
+            out["provider"] = self.provider
+        if self.drop_reason is not None:
+            out["drop_reason"] = self.drop_reason
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A decision is in the ledger; attempt 1 is open, or `outcome_status` is ``rejected``."""
+
+    id: UUID
+    attempt_id: UUID | None
+    attempt_no: int | None
+    model_slug: str | None
+    provider: str | None
+    decision_rule: str
+    outcome_status: OutcomeStatus | None
+    created: bool
+
+    @property
+    def rejected(self) -> bool:
+        """True when no candidate was eligible, so that there is nothing to call."""
+        return self.outcome_status == "rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class StartedAttempt:
+    """An attempt was opened by the caller's own choice."""
+
+    id: UUID
+    attempt_id: UUID
+    attempt_no: int
+    model_slug: str
+    provider: str | None
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NextStep:
+    """An attempt failed; what to do next. With ``retry`` and ``failover`` the next attempt is
+    open already, and is to be dispatched after `delay_ms`."""
+
+    id: UUID
+    attempt_id: UUID
+    action: Action
+    next_attempt_id: UUID | None
+    next_attempt_no: int | None
+    next_model_slug: str | None
+    next_provider: str | None
+    delay_ms: int | None
+    outcome_status: OutcomeStatus | None
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A decision is closed. `late`: the reaper had closed it before."""
+
+    id: UUID
+    inference_id: UUID | None
+    attempt_no: int | None
+    outcome_status: OutcomeStatus
+    cost_usd: Decimal | None
+    cost_source: CostSource | None
+    late: bool
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The time until which the reaper leaves a decision alone."""
+
+    id: UUID
+    lease_expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedOutcome:
+    """A whole story was recorded in one call."""
+
+    id: UUID
+    inference_id: UUID | None
+    attempts: int
+    outcome_status: OutcomeStatus
+    cost_usd: Decimal | None
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPayload:
+    """The request and response of an attempt are stored."""
+
+    id: UUID
+    attempt_id: UUID
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """The reaper closed this decision as ``abandoned``."""
+
+    tenant_id: str
+    id: UUID
+    inference_id: UUID | None
+    attempt_no: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class MaintainAction:
+    """One thing that maintenance did, and to what."""
+
+    action: str
+    object: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedModel:
+    """One dated price of one model, as it stands in the catalogue."""
+
+    model_slug: str
+    valid_from: datetime
+    flag: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult(Generic[T]):
+    """The answer to one row of a set-based call; `ord` counts from 1 in the order sent."""
+
+    ord: int
+    status: RowStatus
+    code: str | None
+    message: str | None
+    detail: dict[str, Any] | None
+    hint: str | None
+    result: T | None
+
+    @property
+    def error(self) -> errors.LedgerError | None:
+        """The exception that the single form would have raised, or None."""
+        if self.status != "refused":
+            return None
+        return errors.from_code(self.code or "RL107", self.message or "", self.detail, self.hint)
+
+    def unwrap(self) -> T:
+        """The result; raises the row's error when it was refused."""
+        if (error := self.error) is not None:
+            raise error
+        assert self.result is not None
+        return self.result
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionOutcome:
+    """How a decision of the loop ended.
+
+    `spooled` is True when the ledger could not be reached and the ending waits in the spool; the
+    cost is then unknown to the client.
+    """
+
+    status: OutcomeStatus
+    attempt_id: UUID | None = None
+    attempt_no: int | None = None
+    model_slug: str | None = None
+    cost_usd: Decimal | None = None
+    cost_source: CostSource | None = None
+    error_type: str | None = None
+    late: bool = False
+    spooled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRow:
+    """A line of the view ``decisions``. `latency_ms` is from creation to completion."""
+
+    tenant_id: str
+    id: UUID
+    agent_id: str | None
+    task_type: str | None
+    model_slug: str | None
+    provider: str | None
+    decision_rule: str
+    decision_rule_override: str | None
+    outcome_status: OutcomeStatus | None
+    attempts: int
+    failovers: int
+    cost_usd: Decimal | None
+    input_tokens: int | None
+    output_tokens: int | None
+    latency_ms: float | None
+    created_at: datetime
+    event_at: datetime | None
+    completed_at: datetime | None
+    late_completion: bool
+    traffic_class: str
+
+
+@dataclass(frozen=True, slots=True)
+class InFlightRow:
+    """A line of the view ``in_flight``: a decision that is not closed yet."""
+
+    tenant_id: str
+    id: UUID
+    agent_id: str | None
+    task_type: str | None
+    attempt_id: UUID | None
+    attempt_no: int | None
+    model_slug: str | None
+    created_at: datetime
+    lease_expires_at: datetime
+    expired: bool
+    age: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class OrphanRow:
+    """A line of the view ``orphans``, which is always empty."""
+
+    tenant_id: str
+    outcome_id: UUID | None
+    inference_id: UUID | None
+    reason: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ReconciliationRow:
+    """A line of the view ``reconciliation``: an hour of one tenant. `agrees` is always true."""
+
+    hour: datetime
+    tenant_id: str
+    decided: int
+    succeeded: int
+    failed: int
+    rejected: int
+    abandoned: int
+    in_flight: int
+    attempts: int
+    open_attempts: int
+    cost_usd: Decimal | None
+    agrees: bool

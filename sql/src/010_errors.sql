@@ -1,0 +1,147 @@
+-- 010 · Errors: one table that feeds SQL, the driver's exception classes and the docs.
+--
+-- SQLSTATE class RL: RL1xx bad argument, RL2xx not found, RL3xx conflict, RL4xx lease lost,
+-- RL5xx limit, RL9xx install and version. What is worth trying again keeps its standard code
+-- (40001, 40P01, 55P03): no RL error is cured by repeating the same call.
+
+-- Returns every RL error that routeledger or its driver raises.
+-- Locks: none. Errors: none.
+create or replace function routeledger.errors()
+returns table (
+  code text,
+  name text,
+  message text,
+  hint text,
+  retryable boolean
+)
+language sql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  values
+    ('RL101', 'missing_argument', 'a required argument is missing',
+      'Pass a value for the parameter named in DETAIL.', false),
+    ('RL102', 'not_in_vocabulary', 'an argument is not one of the words allowed for it',
+      'Use one of the words that the routine''s comment lists for the parameter named in DETAIL.', false),
+    ('RL103', 'out_of_range', 'a number is outside the range allowed for it',
+      'Pass a finite number within the range that DETAIL gives for that parameter.', false),
+    ('RL104', 'not_uuid_v7', 'an id is not a UUID version 7',
+      'Make ids with routeledger.uuid_v7(), with the driver, or leave the id out and keep the one returned.', false),
+    ('RL105', 'id_outside_window', 'an id is dated outside the window that this ledger accepts',
+      'Check the clock of the machine that made the id; to import older decisions raise id_window_past with routeledger.configure().', false),
+    ('RL106', 'malformed_candidates', 'the candidates are not a ranked array of models',
+      'Pass a JSON array whose elements are objects with a non-empty "model_slug", best first.', false),
+    ('RL107', 'malformed_row', 'a row does not have the shape of this routine''s parameters',
+      'Pass a JSON object whose keys are the parameter names without p_, and values of their types.', false),
+    ('RL108', 'text_too_long', 'a text or document is longer than the ledger keeps',
+      'Shorten the value of the parameter named in DETAIL; large documents belong in record_payload().', false),
+    ('RL109', 'time_out_of_range', 'a time is not finite or not plausible',
+      'Pass a time between now minus event_at_max_age and now plus id_window_future (see routeledger.settings).', false),
+    ('RL110', 'tenant_not_granted', 'this role is bound to other tenants',
+      'Use a role that routeledger.grant_tenant() has bound to this tenant.', false),
+    ('RL111', 'malformed_attempts', 'the attempts are not a list of finished attempts',
+      'Pass a JSON array of objects with "model_slug" and "status" (succeeded or failed), oldest first; only the last may have succeeded.', false),
+    ('RL201', 'decision_not_found', 'there is no such decision',
+      'Check tenant_id and id, and that insert_decision was committed before this call.', false),
+    ('RL202', 'attempt_not_found', 'this decision has no such attempt',
+      'Pass the attempt_id that insert_decision, start_attempt or fail_attempt returned for this decision.', false),
+    ('RL203', 'role_not_found', 'there is no such role',
+      'Create the role first, then bind it.', false),
+    ('RL301', 'id_reused', 'this id already holds a different payload',
+      'Repeat the first call exactly, or use a new id for a new decision or attempt.', false),
+    ('RL302', 'already_completed', 'this decision already has a different outcome',
+      'Read it in routeledger.decisions; an outcome is final and is never overwritten.', false),
+    ('RL303', 'attempt_open', 'an attempt of this decision is still open',
+      'Finish the open attempt with fail_attempt or complete_decision before you start another.', false),
+    ('RL304', 'attempt_closed', 'this attempt is not open',
+      'Pass the id of the open attempt (see routeledger.in_flight); a closed attempt does not change.', false),
+    ('RL305', 'decision_closed', 'this decision is already closed',
+      'Start a new decision; a closed one takes no further attempts.', false),
+    ('RL306', 'already_dispatched', 'decision_rule_override is only for a failure before any dispatch',
+      'Leave decision_rule_override out: an attempt of this decision has been made and will be linked.', false),
+    ('RL401', 'lease_lost', 'the lease ran out and the reaper closed this decision',
+      'Stop the work, or finish it: a completion is still accepted once and marked as late.', false),
+    ('RL501', 'batch_too_large', 'too many rows in one call',
+      'Send at most 10000 rows a call.', false),
+    ('RL502', 'too_many_candidates', 'too many candidates in one decision',
+      'Pass at most 500 candidates.', false),
+    ('RL503', 'too_many_attempts', 'this decision has used up its attempts',
+      'Give up with complete_decision(failed), or raise retry_max_attempts with routeledger.configure().', false),
+    ('RL901', 'schema_not_ours', 'a schema named routeledger exists and is not ours',
+      'Rename or drop that schema, or install into another database.', false),
+    ('RL902', 'other_version_installed', 'another version of routeledger is installed',
+      'Run `routeledger plan` to see the way from that version to this one, then `routeledger upgrade`.', false),
+    ('RL903', 'server_too_old', 'routeledger needs PostgreSQL 15 or later',
+      'Install into a server of major 15, 16, 17 or 18.', false),
+    ('RL904', 'schema_too_new', 'the installed schema is newer than this driver understands',
+      'Upgrade the driver: pip install --upgrade routeledger.', false),
+    ('RL905', 'not_installed', 'routeledger is not installed in this database',
+      'Run `routeledger install` against this database.', false),
+    ('RL906', 'no_upgrade_path', 'there is no way from the installed version to this one',
+      'Install a driver release that ships the missing upgrade script, upgrade, then come back to this one.', false)
+$$;
+
+-- Raises the RL error of that code with its constant message and hint, and p_detail as one-line JSON.
+-- Locks: none. Errors: the one asked for.
+create or replace function routeledger._raise(
+  p_code text,
+  p_detail jsonb
+)
+returns void
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_error record;
+begin
+  select e.message, e.hint into strict v_error from routeledger.errors() e where e.code = p_code;
+  raise exception using
+    errcode = p_code,
+    message = v_error.message,
+    detail = coalesce(p_detail, '{}')::text,
+    hint = v_error.hint;
+end
+$$;
+
+-- A fault is the short text that validation hands on: a code, a blank, the parameter, and optionally a
+-- blank and a remark ("RL103 min_quality 0 to 1"). Returns the JSON detail that says the same.
+-- Locks: none. Errors: none.
+create or replace function routeledger._fault_detail(
+  p_fault text
+)
+returns jsonb
+language sql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select case when p_fault is not null then
+    jsonb_strip_nulls(jsonb_build_object(
+      'parameter', nullif(split_part(p_fault, ' ', 2), ''),
+      case when p_fault like 'RL107 %' then 'reason' else 'allowed' end,
+      nullif(substr(p_fault, length(split_part(p_fault, ' ', 1)) + length(split_part(p_fault, ' ', 2)) + 3), '')))
+  end
+$$;
+
+-- Raises the error that a fault stands for.
+-- Locks: none. Errors: the one asked for.
+create or replace function routeledger._raise_fault(
+  p_fault text
+)
+returns void
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  perform routeledger._raise(split_part(p_fault, ' ', 1), routeledger._fault_detail(p_fault));
+end
+$$;

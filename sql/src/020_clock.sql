@@ -1,0 +1,135 @@
+-- 020 · The clock, and ids that carry their time.
+
+-- Returns the time that the ledger believes in: the real one, or the one that set_clock() gave to this
+-- session. A fake time is believed only where the session's login is an admin or the schema's owner,
+-- so that no writer can date a record as it likes.
+-- Locks: none. Errors: none.
+create or replace function routeledger.clock()
+returns timestamptz
+language plpgsql
+volatile
+parallel restricted
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  if coalesce(current_setting('routeledger.fake_now', true), '') = ''
+    or not routeledger._is_admin(session_user)
+  then
+    return clock_timestamp();
+  end if;
+  return current_setting('routeledger.fake_now')::timestamptz;
+end
+$$;
+
+-- Tells whether a role may act as routeledger's administrator: it owns the schema, or is (a member of) routeledger_admin.
+-- Locks: none. Errors: none.
+create or replace function routeledger._is_admin(
+  p_role name
+)
+returns boolean
+language sql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select pg_has_role(p_role, n.nspowner, 'member')
+      or coalesce(pg_has_role(p_role, to_regrole('routeledger_admin')::oid, 'member'), false)
+  from pg_namespace n
+  where n.nspname = 'routeledger'
+$$;
+
+-- Sets the time that clock() returns in this session until it is set again; null gives back the real one.
+-- Locks: none. Errors: RL109.
+create or replace function routeledger.set_clock(
+  p_now timestamptz
+)
+returns timestamptz
+language plpgsql
+volatile
+parallel unsafe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  if not isfinite(p_now) then
+    perform routeledger._raise_fault('RL109 now');
+  end if;
+  perform set_config('routeledger.fake_now', coalesce(p_now::text, ''), false);
+  return routeledger.clock();
+end
+$$;
+
+-- Returns a UUID version 7 (RFC 9562, method 3): 48 bits of milliseconds, 12 bits of the millisecond's
+-- fraction, 62 random bits. Later calls sort later, to a quarter of a microsecond.
+-- Locks: none. Errors: none.
+create or replace function routeledger.uuid_v7()
+returns uuid
+language plpgsql
+volatile
+parallel restricted
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return routeledger._uuid_v7_at(routeledger.clock());
+end
+$$;
+
+-- Returns a fresh UUID version 7 dated p_at.
+-- Locks: none. Errors: none.
+create or replace function routeledger._uuid_v7_at(
+  p_at timestamptz
+)
+returns uuid
+language plpgsql
+volatile
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_micros bigint := (extract(epoch from p_at) * 1000000)::bigint;
+begin
+  return encode(
+    overlay(
+      uuid_send(gen_random_uuid())
+      placing int8send(((v_micros / 1000) << 16) | 28672 | ((v_micros % 1000) * 4096 / 1000))
+      from 1 for 8),
+    'hex')::uuid;
+end
+$$;
+
+-- Returns the time that a UUID version 7 carries, to the millisecond; null for any other UUID.
+-- Locks: none. Errors: none.
+create or replace function routeledger.uuid_v7_time(
+  p_id uuid
+)
+returns timestamptz
+language sql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select case
+    when substr(p_id::text, 15, 1) = '7' and substr(p_id::text, 20, 1) in ('8', '9', 'a', 'b')
+    then to_timestamp((('x' || replace(left(p_id::text, 13), '-', ''))::bit(48)::bigint) / 1000.0::double precision)
+  end
+$$;
+
+-- Returns the lowest UUID of a millisecond: every UUID version 7 dated p_at or later sorts at or above it.
+-- Locks: none. Errors: none.
+create or replace function routeledger._uuid_floor(
+  p_at timestamptz
+)
+returns uuid
+language sql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select (lpad(to_hex((extract(epoch from p_at) * 1000)::bigint), 12, '0') || '00000000000000000000')::uuid
+$$;

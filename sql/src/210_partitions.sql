@@ -1,0 +1,105 @@
+-- 210 · Partitions: made ahead by maintain(), and made on the spot by a write that finds none.
+
+-- Returns the name suffix of the partition of that width that holds p_at: p20261116 for the week of that Monday, UTC.
+-- Locks: none. Errors: none.
+create or replace function routeledger._partition_suffix(
+  p_at timestamptz,
+  p_width text
+)
+returns text
+language sql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select to_char(date_trunc(p_width, p_at at time zone 'UTC'), '"p"YYYYMMDD')
+$$;
+
+-- Returns the partitions of the ledger with their bounds; one row stands for the leaves of all three tables.
+-- Locks: none. Errors: none.
+create or replace function routeledger._partitions()
+returns table (
+  suffix text,
+  lower_id uuid,
+  upper_id uuid
+)
+language sql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select
+    substr(c.relname, length('routing_outcomes_') + 1),
+    (regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''([0-9a-f-]{36})''\)'))[1]::uuid,
+    (regexp_match(pg_get_expr(c.relpartbound, c.oid), 'TO \(''([0-9a-f-]{36})''\)'))[1]::uuid
+  from pg_inherits i
+  join pg_class c on c.oid = i.inhrelid
+  where i.inhparent = 'routeledger.routing_outcomes'::regclass
+  order by 2
+$$;
+
+-- Makes sure that a decision dated p_at has its three leaves; returns true when they were made now.
+-- Neither readers nor writers of the ledger wait: a leaf is made apart and attached. Where partitions of
+-- another width lie around, the new one fills the gap between them.
+-- Locks: share update exclusive on routing_outcomes (one maker at a time), inferences, inference_payloads, in this order. Errors: none.
+create or replace function routeledger._ensure_partition(
+  p_at timestamptz,
+  p_width text
+)
+returns boolean
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_id uuid := routeledger._uuid_floor(p_at);
+  v_from timestamptz := date_trunc(p_width, p_at at time zone 'UTC') at time zone 'UTC';
+  v_lower uuid;
+  v_upper uuid;
+  v_suffix text;
+  v_table text;
+begin
+  if exists (select from routeledger._partitions() p where v_id >= p.lower_id and v_id < p.upper_id) then
+    return false;
+  end if;
+  lock table only routeledger.routing_outcomes in share update exclusive mode;
+  if exists (select from routeledger._partitions() p where v_id >= p.lower_id and v_id < p.upper_id) then
+    return false;
+  end if;
+
+  v_lower := routeledger._uuid_floor(v_from);
+  v_upper := routeledger._uuid_floor((date_trunc(p_width, p_at at time zone 'UTC') + ('1 ' || p_width)::interval) at time zone 'UTC');
+  select p.upper_id into v_lower from routeledger._partitions() p where p.upper_id > v_lower and p.upper_id <= v_id order by 1 desc limit 1;
+  v_lower := coalesce(v_lower, routeledger._uuid_floor(v_from));
+  v_upper := least(v_upper, (select p.lower_id from routeledger._partitions() p where p.lower_id > v_id order by 1 limit 1));
+  v_suffix := routeledger._partition_suffix(
+    to_timestamp((('x' || replace(left(v_lower::text, 13), '-', ''))::bit(48)::bigint) / 1000.0::double precision), 'day');
+
+  foreach v_table in array array['routing_outcomes', 'inferences', 'inference_payloads'] loop
+    execute format(
+      'create table if not exists routeledger.%I (like routeledger.%I including defaults including constraints) with (fillfactor = %s)',
+      v_table || '_' || v_suffix, v_table, case v_table when 'inference_payloads' then 100 else 85 end);
+    if not exists (
+      select from pg_inherits i where i.inhrelid = format('routeledger.%I', v_table || '_' || v_suffix)::regclass)
+    then
+      execute format(
+        'alter table routeledger.%I attach partition routeledger.%I for values from (%L) to (%L)',
+        v_table, v_table || '_' || v_suffix, v_lower, v_upper);
+    end if;
+  end loop;
+  if not exists (
+    select from pg_constraint c
+    where c.conrelid = format('routeledger.%I', 'routing_outcomes_' || v_suffix)::regclass and c.conname = 'outcome_links_own_attempt')
+  then
+    execute format(
+      'alter table routeledger.%I add constraint outcome_links_own_attempt'
+      ' foreign key (tenant_id, id, inference_id) references routeledger.%I (tenant_id, outcome_id, id)',
+      'routing_outcomes_' || v_suffix, 'inferences_' || v_suffix);
+  end if;
+  return true;
+end
+$$;

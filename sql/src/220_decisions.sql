@@ -1,0 +1,501 @@
+-- 220 · insert_decision: the decision and its first attempt, before the provider is called.
+
+do $types$
+begin
+  if to_regtype('routeledger.decision_input') is null then
+    create type routeledger.decision_input as (
+      tenant_id text,
+      id uuid,
+      agent_id text,
+      task_type text,
+      candidates jsonb,
+      chosen_model_slug text,
+      decision_rule text,
+      min_quality double precision,
+      budget_cap_usd numeric,
+      policy_version text,
+      traffic_class text,
+      event_at timestamptz,
+      lease interval,
+      attempt_id uuid,
+      metadata jsonb
+    );
+    -- A decision as given, and what the ledger made of it.
+    create type routeledger.decision_ready as (
+      fault text,
+      given routeledger.decision_input,
+      id uuid,
+      attempt_id uuid,
+      decided_at timestamptz,
+      candidates jsonb,
+      chosen_model_slug text,
+      candidate_no integer,
+      provider text,
+      decision_rule text,
+      attempt_count integer,
+      outcome_status text,
+      lease_expires_at timestamptz,
+      completed_at timestamptz
+    );
+    create type routeledger.decision_result as (
+      status text,
+      code text,
+      detail jsonb,
+      id uuid,
+      attempt_id uuid,
+      attempt_no integer,
+      model_slug text,
+      provider text,
+      decision_rule text,
+      outcome_status text
+    );
+  end if;
+end
+$types$;
+
+-- Judges the fields of a decision one by one and returns the first fault, or null.
+-- Locks: none. Errors: none.
+create or replace function routeledger._decision_fault(
+  p routeledger.decision_input,
+  p_settings routeledger.settings,
+  p_now timestamptz
+)
+returns text
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_id_at timestamptz;
+begin
+  if coalesce(p.tenant_id, '') = '' then return 'RL101 tenant_id';
+  elsif length(p.tenant_id) > 200 then return 'RL108 tenant_id 200 characters';
+  elsif p_settings.tenants_bound and p.tenant_id <> all (routeledger.bound_tenants()) then return 'RL110 tenant_id';
+  elsif length(p.agent_id) > 200 then return 'RL108 agent_id 200 characters';
+  elsif length(p.task_type) > 200 then return 'RL108 task_type 200 characters';
+  elsif length(p.policy_version) > 200 then return 'RL108 policy_version 200 characters';
+  elsif p.agent_id = '' then return 'RL103 agent_id null or not empty';
+  elsif p.task_type = '' then return 'RL103 task_type null or not empty';
+  elsif p.chosen_model_slug = '' then return 'RL103 chosen_model_slug null or not empty';
+  elsif length(p.chosen_model_slug) > 300 then return 'RL108 chosen_model_slug 300 characters';
+  elsif p.decision_rule !~ '^[a-z][a-z0-9_]{0,62}$' then return 'RL102 decision_rule lower-case words joined by underscores';
+  elsif p.decision_rule in ('no_candidate_clears_floor', 'no_candidate_enrolled') and p.chosen_model_slug is not null then
+    return 'RL102 decision_rule another rule where a model was chosen';
+  elsif p.min_quality not between 0 and 1 then return 'RL103 min_quality 0 to 1';
+  elsif p.budget_cap_usd not between 0 and 1000000000 then return 'RL103 budget_cap_usd 0 to 1e9';
+  elsif p.traffic_class not in ('production', 'shadow', 'synthetic', 'replay') then
+    return 'RL102 traffic_class production, shadow, synthetic, replay';
+  elsif p.event_at is not null
+    and (not isfinite(p.event_at) or p.event_at < p_now - p_settings.event_at_max_age or p.event_at > p_now + p_settings.id_window_future)
+  then return 'RL109 event_at';
+  elsif p.lease not between interval '1 second' and interval '24 hours' then return 'RL103 lease 1 second to 24 hours';
+  elsif jsonb_typeof(p.metadata) <> 'object' then return 'RL107 metadata a JSON object';
+  elsif pg_column_size(p.metadata) > 65536 then return 'RL108 metadata 64 KiB';
+  elsif jsonb_typeof(p.candidates) <> 'array' then return 'RL106 candidates';
+  elsif jsonb_array_length(p.candidates) > 500 then return 'RL502 candidates 500';
+  elsif pg_column_size(p.candidates) > 262144 then return 'RL108 candidates 256 KiB';
+  end if;
+
+  if p.id is not null then
+    v_id_at := routeledger.uuid_v7_time(p.id);
+    if v_id_at is null then return 'RL104 id';
+    elsif v_id_at < p_now - p_settings.id_window_past or v_id_at > p_now + p_settings.id_window_future then return 'RL105 id';
+    end if;
+  end if;
+  if p.attempt_id is not null and routeledger.uuid_v7_time(p.attempt_id) is null then return 'RL104 attempt_id'; end if;
+  return null;
+end
+$$;
+
+-- Completes a decision as given: ids, defaults, the chosen model and its place in the ranking.
+--
+-- The chosen model is the one named, else the first candidate without a drop_reason. A rule that says that
+-- nothing was chosen (no_candidate_clears_floor, no_candidate_enrolled) leaves it null whatever the candidates.
+-- Locks: none. Errors: none; a fault is part of the result.
+create or replace function routeledger._prepare_decision(
+  p_given routeledger.decision_input,
+  p_settings routeledger.settings,
+  p_now timestamptz
+)
+returns routeledger.decision_ready
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_ready routeledger.decision_ready;
+  v_candidates jsonb := coalesce(p_given.candidates, '[]');
+  v_chosen jsonb;
+begin
+  v_ready.given := p_given;
+  v_ready.fault := routeledger._decision_fault(p_given, p_settings, p_now);
+  if v_ready.fault is not null then
+    return v_ready;
+  end if;
+
+  -- A candidate may be given as a bare slug; it is stored as an object all the same.
+  if jsonb_path_exists(v_candidates, '$[*] ? (@.type() == "string")') then
+    v_candidates := (
+      select jsonb_agg(case jsonb_typeof(e) when 'string' then jsonb_build_object('model_slug', e) else e end order by n)
+      from jsonb_array_elements(v_candidates) with ordinality c (e, n));
+  end if;
+  if jsonb_path_exists(v_candidates, '$[*] ? (@.type() != "object" || !exists(@.model_slug ? (@.type() == "string" && @ != "")))') then
+    v_ready.fault := 'RL106 candidates';
+    return v_ready;
+  end if;
+
+  v_ready.id := coalesce(p_given.id, routeledger._uuid_v7_at(p_now));
+  v_ready.decided_at := p_now;
+  v_ready.candidates := v_candidates;
+  v_ready.decision_rule := p_given.decision_rule;
+  v_ready.attempt_count := 0;
+  v_ready.outcome_status := 'rejected';
+  v_ready.completed_at := p_now;
+
+  if p_given.decision_rule in ('no_candidate_clears_floor', 'no_candidate_enrolled') then
+    return v_ready;
+  elsif p_given.chosen_model_slug is not null then
+    v_ready.chosen_model_slug := p_given.chosen_model_slug;
+    v_ready.decision_rule := coalesce(v_ready.decision_rule, case v_candidates when '[]' then 'pinned' else 'caller_ranked' end);
+    select c.n, c.e into v_ready.candidate_no, v_chosen
+    from jsonb_array_elements(v_candidates) with ordinality c (e, n)
+    where c.e ->> 'model_slug' = p_given.chosen_model_slug
+    order by (c.e ->> 'drop_reason') is not null, c.n
+    limit 1;
+  else
+    select c.n, c.e into v_ready.candidate_no, v_chosen
+    from jsonb_array_elements(v_candidates) with ordinality c (e, n)
+    where c.e ->> 'drop_reason' is null
+    order by c.n
+    limit 1;
+    v_ready.chosen_model_slug := v_chosen ->> 'model_slug';
+    v_ready.decision_rule := coalesce(v_ready.decision_rule, case
+      when v_chosen is not null then 'caller_ranked'
+      when v_candidates = '[]' then 'no_candidate_enrolled'
+      else 'no_candidate_clears_floor'
+    end);
+    if v_chosen is null then
+      if v_ready.decision_rule not in ('no_candidate_clears_floor', 'no_candidate_enrolled') then
+        v_ready.fault := 'RL101 chosen_model_slug or a candidate without drop_reason';
+      end if;
+      return v_ready;
+    end if;
+  end if;
+
+  if length(v_ready.chosen_model_slug) > 300 then
+    v_ready.fault := 'RL108 candidates 300 characters a model_slug';
+  end if;
+  v_ready.attempt_count := 1;
+  v_ready.outcome_status := null;
+  v_ready.completed_at := null;
+  v_ready.lease_expires_at := p_now + coalesce(p_given.lease, p_settings.lease);
+  v_ready.attempt_id := coalesce(p_given.attempt_id, routeledger._uuid_v7_at(p_now));
+  v_ready.provider := left(coalesce(
+    v_chosen ->> 'provider',
+    (select m.provider from routeledger.models m where m.model_slug = v_ready.chosen_model_slug)), 300);
+  return v_ready;
+end
+$$;
+
+-- Returns the answer for a decision that was written now.
+-- Locks: none. Errors: none.
+create or replace function routeledger._decision_accepted(
+  p_ready routeledger.decision_ready
+)
+returns routeledger.decision_result
+language plpgsql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return row('accepted', null, null, p_ready.id, p_ready.attempt_id, nullif(p_ready.attempt_count, 0), p_ready.chosen_model_slug,
+    p_ready.provider, p_ready.decision_rule, p_ready.outcome_status)::routeledger.decision_result;
+end
+$$;
+
+-- Writes one prepared decision, or finds that its id is known: the same payload is `replayed` with the ids
+-- of the first call, another one is RL301 and changes nothing.
+-- Locks: the outcome's key. Errors: none; a fault is part of the result.
+create or replace function routeledger._insert_decision(
+  p_ready routeledger.decision_ready,
+  p_settings routeledger.settings
+)
+returns routeledger.decision_result
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_result routeledger.decision_result;
+  v_given routeledger.decision_input := p_ready.given;
+  v_stored routeledger.routing_outcomes;
+  v_first routeledger.inferences;
+  v_id_at timestamptz := routeledger.uuid_v7_time(p_ready.id);
+  v_created boolean;
+begin
+  if p_ready.fault is not null then
+    v_result.status := 'refused';
+    v_result.code := split_part(p_ready.fault, ' ', 1);
+    v_result.detail := routeledger._fault_detail(p_ready.fault);
+    return v_result;
+  end if;
+
+  if to_regclass('routeledger.routing_outcomes_' || routeledger._partition_suffix(v_id_at, p_settings.partition_width)) is null then
+    perform routeledger._ensure_partition(v_id_at, p_settings.partition_width);
+  end if;
+
+  v_result.id := p_ready.id;
+  with decided as (
+    insert into routeledger.routing_outcomes (
+      tenant_id, id, agent_id, task_type, decision_rule, chosen_model_slug, candidates, min_quality, budget_cap_usd, policy_version,
+      traffic_class, metadata, open_attempt_id, attempt_count, outcome_status, event_at, created_at, lease_expires_at, completed_at)
+    values (
+      v_given.tenant_id, p_ready.id, v_given.agent_id, v_given.task_type, p_ready.decision_rule, p_ready.chosen_model_slug,
+      p_ready.candidates, v_given.min_quality, v_given.budget_cap_usd, v_given.policy_version, coalesce(v_given.traffic_class, 'production'),
+      v_given.metadata, p_ready.attempt_id, p_ready.attempt_count, p_ready.outcome_status,
+      coalesce(v_given.event_at, p_ready.decided_at), p_ready.decided_at, p_ready.lease_expires_at, p_ready.completed_at)
+    on conflict (tenant_id, id) do nothing
+    returning 1
+  ),
+  attempted as (
+    insert into routeledger.inferences (
+      tenant_id, outcome_id, id, attempt_no, candidate_no, model_slug, provider, created_at, started_at)
+    select
+      v_given.tenant_id, p_ready.id, p_ready.attempt_id, 1, p_ready.candidate_no, p_ready.chosen_model_slug, p_ready.provider,
+      p_ready.decided_at, p_ready.decided_at
+    from decided
+    where p_ready.chosen_model_slug is not null
+  )
+  select true into v_created from decided;
+  if v_created then
+    return routeledger._decision_accepted(p_ready);
+  end if;
+
+  -- The id is known. Is this the same decision again?
+  select o.* into strict v_stored from routeledger.routing_outcomes o where o.tenant_id = v_given.tenant_id and o.id = p_ready.id;
+  select i.* into v_first
+  from routeledger.inferences i
+  where i.tenant_id = v_given.tenant_id and i.outcome_id = p_ready.id and i.attempt_no = 1;
+  if (v_stored.agent_id, v_stored.task_type, v_stored.decision_rule, v_stored.chosen_model_slug, v_stored.candidates, v_stored.min_quality,
+      v_stored.budget_cap_usd, v_stored.policy_version, v_stored.traffic_class, v_stored.metadata, v_stored.event_at, v_first.id)
+    is distinct from
+     (v_given.agent_id, v_given.task_type, p_ready.decision_rule, p_ready.chosen_model_slug, p_ready.candidates, v_given.min_quality,
+      v_given.budget_cap_usd, v_given.policy_version, coalesce(v_given.traffic_class, 'production'), v_given.metadata,
+      coalesce(v_given.event_at, v_stored.event_at), coalesce(v_given.attempt_id, v_first.id))
+  then
+    v_result.status := 'refused';
+    v_result.code := 'RL301';
+    v_result.detail := jsonb_build_object('tenant_id', v_given.tenant_id, 'id', p_ready.id, 'decided_at', v_stored.created_at);
+    return v_result;
+  end if;
+  v_result.status := 'replayed';
+  v_result.attempt_id := v_first.id;
+  v_result.attempt_no := v_first.attempt_no;
+  v_result.model_slug := v_first.model_slug;
+  v_result.provider := v_first.provider;
+  v_result.decision_rule := v_stored.decision_rule;
+  v_result.outcome_status := case when v_first.id is null then v_stored.outcome_status end;
+  return v_result;
+end
+$$;
+
+-- Records a decision before the provider is called: the row with its ranked candidates and, when a model
+-- was chosen, attempt 1 in status `routed`, in one transaction; when none was, the row is closed at once
+-- as `rejected`. The id is the idempotency key: the same call again returns what the first returned with
+-- created = false.
+-- Locks: the outcome's key. Errors: RL101 to RL110, RL301, RL502.
+create or replace function routeledger.insert_decision(
+  p_tenant_id text,
+  p_id uuid default null,
+  p_agent_id text default null,
+  p_task_type text default null,
+  p_candidates jsonb default '[]',
+  p_chosen_model_slug text default null,
+  p_decision_rule text default null,
+  p_min_quality double precision default null,
+  p_budget_cap_usd numeric default null,
+  p_policy_version text default null,
+  p_traffic_class text default 'production',
+  p_event_at timestamptz default null,
+  p_lease interval default null,
+  p_attempt_id uuid default null,
+  p_metadata jsonb default null
+)
+returns table (
+  id uuid,
+  attempt_id uuid,
+  attempt_no integer,
+  model_slug text,
+  provider text,
+  decision_rule text,
+  outcome_status text,
+  created boolean
+)
+language plpgsql
+volatile
+parallel unsafe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_settings routeledger.settings;
+  v_result routeledger.decision_result;
+begin
+  select s.* into v_settings from routeledger.settings s;
+  v_result := routeledger._insert_decision(
+    routeledger._prepare_decision(
+      row(p_tenant_id, p_id, p_agent_id, p_task_type, p_candidates, p_chosen_model_slug, p_decision_rule, p_min_quality, p_budget_cap_usd,
+        p_policy_version, p_traffic_class, p_event_at, p_lease, p_attempt_id, p_metadata)::routeledger.decision_input,
+      v_settings,
+      routeledger.clock()),
+    v_settings);
+  if v_result.code is not null then
+    perform routeledger._raise(v_result.code, v_result.detail);
+  end if;
+  return query select
+    v_result.id, v_result.attempt_id, v_result.attempt_no, v_result.model_slug, v_result.provider,
+    v_result.decision_rule, v_result.outcome_status, v_result.status = 'accepted';
+end
+$$;
+
+-- Records many decisions in one call and answers for each; a bad row never fails its neighbours. The
+-- result for a row is what insert_decision would have returned or raised for it, in the order given.
+-- Locks: the outcomes' keys by (tenant_id, id). Errors: RL101, RL107, RL501 for the call; per row those of insert_decision.
+create or replace function routeledger.insert_decisions(
+  p_rows jsonb
+)
+returns table (
+  ord integer,
+  status text,
+  code text,
+  message text,
+  detail jsonb,
+  hint text,
+  id uuid,
+  attempt_id uuid,
+  attempt_no integer,
+  model_slug text,
+  provider text,
+  decision_rule text,
+  outcome_status text
+)
+language plpgsql
+volatile
+parallel unsafe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+set enable_nestloop = off
+as $$
+#variable_conflict use_column
+declare
+  v_settings routeledger.settings;
+  v_now timestamptz := routeledger.clock();
+  v_inputs routeledger.decision_input[];
+  v_faults text[];
+  v_ready routeledger.decision_ready[] := array[]::routeledger.decision_ready[];
+  v_results routeledger.decision_result[];
+  v_one routeledger.decision_ready;
+  v_at timestamptz;
+  v_written integer[];
+  v_n integer;
+  v_i integer;
+begin
+  select s.* into v_settings from routeledger.settings s;
+  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.decision_input, p_rows) r;
+  v_n := coalesce(array_length(v_inputs, 1), 0);
+  v_results := array_fill(null::routeledger.decision_result, array[v_n]);
+
+  for i in 1 .. v_n loop
+    if v_faults[i] is null then
+      v_one := routeledger._prepare_decision(v_inputs[i], v_settings, v_now);
+    else
+      v_one := null;
+      v_one.fault := v_faults[i];
+    end if;
+    v_ready[i] := v_one;
+  end loop;
+
+  for v_at in
+    select min(routeledger.uuid_v7_time(r.id))
+    from unnest(v_ready) r
+    where r.fault is null
+    group by routeledger._partition_suffix(routeledger.uuid_v7_time(r.id), v_settings.partition_width)
+    having to_regclass('routeledger.routing_outcomes_' || routeledger._partition_suffix(min(routeledger.uuid_v7_time(r.id)), v_settings.partition_width)) is null
+    order by 1
+  loop
+    perform routeledger._ensure_partition(v_at, v_settings.partition_width);
+  end loop;
+
+  -- The plain majority in one statement: the first row of each id.
+  with fresh as (
+    select distinct on (r.tenant_id, r.id) r.*
+    from (
+      select (x.given).tenant_id, x.*
+      from unnest(v_ready) with ordinality x (
+        fault, given, id, attempt_id, decided_at, candidates, chosen_model_slug, candidate_no, provider, decision_rule,
+        attempt_count, outcome_status, lease_expires_at, completed_at, n)
+    ) r
+    where r.fault is null and v_n > 1
+    order by r.tenant_id, r.id, r.n
+  ),
+  decided as (
+    insert into routeledger.routing_outcomes (
+      tenant_id, id, agent_id, task_type, decision_rule, chosen_model_slug, candidates, min_quality, budget_cap_usd, policy_version,
+      traffic_class, metadata, open_attempt_id, attempt_count, outcome_status, event_at, created_at, lease_expires_at, completed_at)
+    select
+      f.tenant_id, f.id, (f.given).agent_id, (f.given).task_type, f.decision_rule, f.chosen_model_slug, f.candidates,
+      (f.given).min_quality, (f.given).budget_cap_usd, (f.given).policy_version, coalesce((f.given).traffic_class, 'production'),
+      (f.given).metadata, f.attempt_id, f.attempt_count, f.outcome_status, coalesce((f.given).event_at, f.decided_at), f.decided_at,
+      f.lease_expires_at, f.completed_at
+    from fresh f
+    order by f.tenant_id, f.id
+    on conflict (tenant_id, id) do nothing
+    returning tenant_id, id
+  ),
+  written as (
+    select f.* from fresh f join decided d on d.tenant_id = f.tenant_id and d.id = f.id
+  ),
+  attempted as (
+    insert into routeledger.inferences (
+      tenant_id, outcome_id, id, attempt_no, candidate_no, model_slug, provider, created_at, started_at)
+    select w.tenant_id, w.id, w.attempt_id, 1, w.candidate_no, w.chosen_model_slug, w.provider, w.decided_at, w.decided_at
+    from written w
+    where w.chosen_model_slug is not null
+    order by w.tenant_id, w.id
+  )
+  select coalesce(array_agg(w.n::integer), '{}') into v_written from written w;
+
+  foreach v_i in array v_written loop
+    v_results[v_i] := routeledger._decision_accepted(v_ready[v_i]);
+  end loop;
+
+  -- What is left, one by one: replays, conflicts, faults, a second row of an id in this batch.
+  for v_i in
+    select r.n
+    from unnest(v_ready) with ordinality r (
+      fault, given, id, attempt_id, decided_at, candidates, chosen_model_slug, candidate_no, provider, decision_rule,
+      attempt_count, outcome_status, lease_expires_at, completed_at, n)
+    where r.n <> all (v_written)
+    order by (r.given).tenant_id, r.id, r.n
+  loop
+    v_results[v_i] := routeledger._insert_decision(v_ready[v_i], v_settings);
+  end loop;
+
+  return query
+  select r.n::integer, r.status, r.code, e.message, r.detail, e.hint, r.id, r.attempt_id, r.attempt_no, r.model_slug, r.provider,
+    r.decision_rule, r.outcome_status
+  from unnest(v_results) with ordinality r (
+    status, code, detail, id, attempt_id, attempt_no, model_slug, provider, decision_rule, outcome_status, n)
+  left join routeledger.errors() e on e.code = r.code
+  order by r.n;
+end
+$$;
