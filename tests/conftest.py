@@ -132,7 +132,7 @@ def template(server: Server) -> str:
 def make_database(
     server: Server, request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., Database]]:
-    """`make_database()` clones the template, `make_database(installed=False)` gives an empty one."""
+    """`make_database()` clones the template, `make_database(installed=False)` is an empty one."""
     made: list[Database] = []
 
     def make(*, installed: bool = True) -> Database:

@@ -28,7 +28,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, LiteralString, cast
+from typing import Any, cast
 
 import psycopg
 import testing.postgresql as tp
@@ -38,7 +38,7 @@ REPO = Path(__file__).resolve().parent.parent
 INSTALL_SQL = REPO / "sql" / "routeledger.sql"
 SUPPORTED = (15, 16, 17, 18)
 
-# argv: uid ("-" = stay), gid, "tied" (to the life of the thread that starts it) or "-", program, ...
+# argv: uid ("-" = stay), gid, "tied" (to the life of the thread that starts it) or "-", program …
 LAUNCH = """
 import ctypes, os, signal, sys
 uid, gid, tied, *cmd = sys.argv[1:]
@@ -97,7 +97,17 @@ def launch(cmd: Sequence[str | Path], *, tied: bool = False) -> list[str]:
     """The command line that runs `cmd` as the service user (or as the caller, who is not root)."""
     ids = service_user()
     uid, gid = ("-", "-") if ids is None else (str(ids[0]), str(ids[1]))
-    return [sys.executable, "-S", "-E", "-c", LAUNCH, uid, gid, "tied" if tied else "-", *map(str, cmd)]
+    return [
+        sys.executable,
+        "-S",
+        "-E",
+        "-c",
+        LAUNCH,
+        uid,
+        gid,
+        "tied" if tied else "-",
+        *map(str, cmd),
+    ]
 
 
 @dataclass(frozen=True)
@@ -294,9 +304,7 @@ def reachable(binaries: Binaries) -> Binaries:
     if not target.exists():
         scratch = Path(tempfile.mkdtemp(dir=store))
         for part in binaries.parts:
-            shutil.copytree(
-                binaries.root / part, scratch / part, symlinks=True, dirs_exist_ok=True
-            )
+            shutil.copytree(binaries.root / part, scratch / part, symlinks=True, dirs_exist_ok=True)
         scratch.chmod(0o755)
         try:
             scratch.rename(target)
@@ -304,9 +312,7 @@ def reachable(binaries: Binaries) -> Binaries:
             shutil.rmtree(scratch, ignore_errors=True)
     bindir = target / binaries.bindir.relative_to(binaries.root)
     library = str(bindir.parent / "lib") if binaries.library_path else None
-    staged = Binaries(
-        bindir, binaries.version, binaries.origin, target, binaries.parts, library
-    )
+    staged = Binaries(bindir, binaries.version, binaries.origin, target, binaries.parts, library)
     if not _runs(staged):
         msg = f"{staged} does not run as the service user {service_user()}"
         raise RuntimeError(msg)
@@ -455,7 +461,7 @@ class Server:
             msg = f"{script} is missing: run `make build`"
             raise RuntimeError(msg)
         with self.connect(dbname) as conn:
-            conn.execute(cast("LiteralString", script.read_text(encoding="utf-8")))
+            conn.execute(script.read_bytes())
 
     def freeze(self, dbname: str) -> None:
         """Lets nobody connect any more, so that the database can always be cloned."""

@@ -7,8 +7,9 @@ What it does, and nothing more: drops the keywords `async` and `await`, renames 
 (names, strings that are exactly such a name, and class names within any text), leaves out blocks
 between the comment lines `# ASYNC-ONLY` and `# END ASYNC-ONLY`, brings in blocks between
 `# SYNC-ONLY` and `# END SYNC-ONLY`, whose lines are commented out in the source (`# x = 1` becomes
-`x = 1`), and has ruff sort the imports and format the result. Comments and docstrings are kept, with the phrases of PHRASES
-replaced. What the two need to do differently goes into a module that each imports under its name.
+`x = 1`), and has ruff sort the imports and format the result. Comments and docstrings are kept,
+with the phrases of PHRASES replaced. What the two need to do differently goes into a module that
+each imports under its name.
 """
 
 from __future__ import annotations
@@ -237,7 +238,7 @@ def _ruff() -> str | None:
 
 
 def tidy(text: str, target: Path) -> str:
-    """Imports sorted and unused ones dropped, then formatted, by the project's own ruff settings."""
+    """Imports sorted, unused ones dropped, and formatted, by the project's own ruff settings."""
     ruff = _ruff()
     if ruff is None:
         msg = "ruff is not installed: pip install ruff"

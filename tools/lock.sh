@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 bash tools/setup.sh venv .venv-lock
-.venv-lock/bin/python -m pip install --quiet 'uv>=0.5'
+.venv-lock/bin/python -m pip install -qq 'uv>=0.5'
 
 compile() {
   .venv-lock/bin/uv --no-config pip compile --quiet --universal --python-version 3.10 \

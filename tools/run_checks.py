@@ -36,6 +36,8 @@ def stages() -> dict[str, list[str]]:
             str(BIN / "squawk"), "--pg-version=15", "--assume-in-transaction", "--reporter=gcc",
             *(str(file.relative_to(REPO)) for file in upgrades),
         ]  # fmt: skip
+    if (REPO / "tools" / "gen_facts.py").exists():
+        todo["facts"] = [python, "-m", "tools.gen_facts", "--check"]
     if (REPO / "tools" / "gen_docs.py").exists():
         todo["docs"] = [python, "-m", "tools.gen_docs", "--check"]
     return todo

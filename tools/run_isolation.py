@@ -58,7 +58,9 @@ def run_spec(tester: Path, owner: Binaries, server: Server, template: str, spec:
 def run(major: int, options: argparse.Namespace) -> bool:
     """One major; True when every spec gave what was expected."""
     binaries = find_server(major)
-    specs = [s for s in sorted(SPECS.glob("*.spec")) if not options.match or options.match in s.stem]
+    specs = [
+        s for s in sorted(SPECS.glob("*.spec")) if not options.match or options.match in s.stem
+    ]
     found = find_isolationtester(binaries)
     if found is None:
         print(
@@ -100,7 +102,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--match", help="only specs whose name holds this text")
     parser.add_argument("--accept", action="store_true", help="write the output as expected")
     parser.add_argument("--optional", action="store_true", help="a missing tester is no failure")
-    parser.add_argument("--no-install", action="store_true", help="specs that bring their own schema")
+    parser.add_argument(
+        "--no-install", action="store_true", help="specs that bring their own schema"
+    )
     options = parser.parse_args(argv)
     passed = True
     for major in options.major or majors_requested():

@@ -35,6 +35,7 @@ import shutil
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -59,6 +60,7 @@ _OLDEST_MAJOR = 15
 _PORT = 5432  # names the socket only: no TCP port is opened
 _SOCKET_NAME_ROOM = len(f"/.s.PGSQL.{_PORT}")
 _SOCKET_PATH_MAX = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
+_SSL_REQUEST = struct.pack("!ii", 8, 80877103)  # each server answers it, whatever its state
 _NOBODYS_PID = 2**31 - 1  # above every pid_max
 _LOG_KEEP = 4 * 1024 * 1024
 _PAUSE = 0.02
@@ -499,9 +501,9 @@ class _Home:
                 self.stopping.unlink(missing_ok=True)
                 binaries = self.ensure_data(wanted, account)
                 offset = self.prepare_start(binaries, account)
-                started = self.launch(binaries, account)
+                started, said = self.launch(binaries, account)
                 if not started and _find_postmaster(self.data) is None:
-                    tail = self.log_since(offset)
+                    tail = f"{said.strip()}\n{self.log_since(offset)}"
                     refusals += 1
                     # what a crash left behind may take a moment to let go of the shared memory
                     if "shared memory block" not in tail or refusals > 100:
@@ -569,7 +571,7 @@ class _Home:
         )
 
     def data_major(self) -> int:
-        return _major((self.data / "PG_VERSION").read_text(encoding="ascii").strip())
+        return _major((self.data / "PG_VERSION").read_text(encoding="utf-8").strip())
 
     def require_passage(self, account: _Account | None) -> None:
         """As root: the server's account must be able to reach the home."""
@@ -624,7 +626,15 @@ class _Home:
         if size > _LOG_KEEP:
             self.log.replace(self.log.with_suffix(".log.1"))
             size = 0
-        self.write_record(binaries, self.choose_socket_dir(account))
+        socket_dir = self.choose_socket_dir(account)
+        if _answers(socket_dir / f".s.PGSQL.{_PORT}"):
+            _fail(
+                f"a server answers in {socket_dir}, but {self.data} has no postmaster.pid of it",
+                "somebody removed that file: the server ends by itself within a minute, then try "
+                "again",
+            )
+        _remove_socket(socket_dir)
+        self.write_record(binaries, socket_dir)
         return size
 
     def choose_socket_dir(self, account: _Account | None) -> Path:
@@ -650,13 +660,13 @@ class _Home:
             "no directory is short enough for a socket", "give a home with a shorter path"
         )
 
-    def launch(self, binaries: _Binaries, account: _Account | None) -> bool:
-        """Locked. Run pg_ctl until the server is ready; False when it did not get there."""
+    def launch(self, binaries: _Binaries, account: _Account | None) -> tuple[bool, str]:
+        """Locked. Run pg_ctl until the server is ready. Whether it got there, and what it said."""
         settings = ["-c", "listen_addresses=", "-p", str(_PORT)]
         settings += ["-k", self.read_record()["socket_dir"], "-c", "unix_socket_permissions=0700"]
         # pg_ctl builds a shell command and only puts double quotes around -D and -l: the data
         # directory goes by the environment and the log by a relative path
-        status, _ = _run(
+        status, output = _run(
             [
                 *(binaries.directory / "pg_ctl", "start", "-w", "-t", str(int(self.left()) + 1)),
                 *("-l", "run/server.log", "-o", shlex.join(settings)),
@@ -666,7 +676,7 @@ class _Home:
             cwd=self.path,
             environment={"PGDATA": str(self.data)},
         )
-        return status == 0
+        return status == 0, output
 
     # -- stop
 
@@ -692,7 +702,8 @@ class _Home:
         elsewhere = Path(self.read_record().get("socket_dir", ""))
         if elsewhere.name.startswith("routeledger-") and elsewhere != self.run:
             with contextlib.suppress(OSError):
-                elsewhere.rmdir()  # empty once the server has gone
+                _remove_socket(elsewhere)
+                elsewhere.rmdir()
 
     # -- small things
 
@@ -810,15 +821,23 @@ def _exists(pid: int) -> bool:
 
 
 def _answers(path: Path) -> bool:
+    """Whether a living server listens on `path`. A connection alone would not prove it: the kernel
+    still makes one while the process that listened is dying."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(5)
         try:
             client.connect(str(path))
-        except (BlockingIOError, TimeoutError):  # its queue is full
+            client.sendall(_SSL_REQUEST)
+            return client.recv(1) != b""
+        except (BlockingIOError, TimeoutError):  # it is too busy to answer
             return True
         except OSError:
             return False
-        return True
+
+
+def _remove_socket(directory: Path) -> None:
+    for name in (f".s.PGSQL.{_PORT}", f".s.PGSQL.{_PORT}.lock"):
+        (directory / name).unlink(missing_ok=True)
 
 
 def _clear_crash(data: Path) -> None:

@@ -800,6 +800,8 @@ def spool_replay_command(path: SpoolPath = None, dsn: Dsn = None, as_json: AsJso
         from routeledger import connect, spool
 
         kept = spool.Spool(path)
+        with install.connection(dsn):
+            pass  # nobody there: say so now, not when the pool gives up
         with connect(dsn, min_size=1, max_size=2) as ledger:
             report = ledger.replay_spool(kept)
         if as_json:

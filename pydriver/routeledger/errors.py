@@ -98,7 +98,7 @@ class LedgerError(Exception):
         self.detail: dict[str, Any] = dict(detail or {})
         self.hint = hint
         self.constraint = constraint
-        if retryable is not None:
+        if retryable is not None and retryable is not self.retryable:
             self.retryable = retryable
 
     def __str__(self) -> str:

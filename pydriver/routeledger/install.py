@@ -255,7 +255,8 @@ def _plan(conn: psycopg.Connection[Any]) -> Plan:
             or exists (select from pg_catalog.pg_proc p
                        where p.pronamespace = to_regnamespace(%(schema)s)),
           (select p.prosrc from pg_catalog.pg_proc p
-           where p.oid = to_regprocedure(%(schema)s || '.version()'))
+           where p.pronamespace = to_regnamespace(%(schema)s)
+             and p.proname = 'version' and p.pronargs = 0)
         """,
         {"roles": list(ROLES), "schema": SCHEMA},
     ).fetchone()
@@ -590,10 +591,10 @@ def _contents(conn: psycopg.Connection[Any]) -> Contents:
     rows: dict[str, int] = {}
     tables = conn.execute(
         """
-        select c.relname, (
+        select c.relname, greatest(c.reltuples, 0)::bigint + (
           select coalesce(sum(greatest(l.reltuples, 0)), 0)::bigint
-          from pg_partition_tree(c.oid) t join pg_class l on l.oid = t.relid
-          where t.isleaf)
+          from pg_inherits i join pg_class l on l.oid = i.inhrelid
+          where i.inhparent = c.oid)
         from pg_class c
         where c.relnamespace = to_regnamespace(%(schema)s)
           and c.relkind in ('r', 'p') and not c.relispartition

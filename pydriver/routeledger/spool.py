@@ -110,7 +110,6 @@ class Spool:
             SpoolFull: they would not fit.
         """
         data = b"".join(_line(record) for record in records)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked(self._lock):
             size = self.size
             if size + len(data) > self.max_bytes:
@@ -146,7 +145,6 @@ class Spool:
         Raises:
             SpoolBusy: another process is.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked(self._replay_lock, wait=False):
             yield
 
@@ -227,6 +225,7 @@ class Spool:
 
     @contextlib.contextmanager
     def _locked(self, path: Path, *, wait: bool = True) -> Iterator[None]:
+        path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             try:

@@ -101,9 +101,10 @@ begin
 end
 $$;
 
--- Returns the time that a UUID version 7 carries, to the millisecond; null for any other UUID.
+-- Returns the time that a UUID version 7 carries, to the millisecond; null for any other UUID. Without
+-- a pinned path so that the planner can inline it; callers are pinned.
 -- Locks: none. Errors: none.
-create or replace function routeledger.uuid_v7_time(
+create or replace function routeledger._id_time(
   p_id uuid
 )
 returns timestamptz
@@ -111,12 +112,31 @@ language sql
 immutable
 parallel safe
 security invoker
-set search_path = pg_catalog, routeledger, pg_temp
 as $$
   select case
     when substr(p_id::text, 15, 1) = '7' and substr(p_id::text, 20, 1) in ('8', '9', 'a', 'b')
     then to_timestamp((('x' || replace(left(p_id::text, 13), '-', ''))::bit(48)::bigint) / 1000.0::double precision)
   end
+$$;
+
+-- Returns the time that a UUID version 7 carries, to the millisecond; null for any other UUID.
+-- Locks: none. Errors: none.
+create or replace function routeledger.uuid_v7_time(
+  p_id uuid
+)
+returns timestamptz
+language plpgsql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return case
+    when substr(p_id::text, 15, 1) = '7' and substr(p_id::text, 20, 1) in ('8', '9', 'a', 'b')
+    then to_timestamp((('x' || replace(left(p_id::text, 13), '-', ''))::bit(48)::bigint) / 1000.0::double precision)
+  end;
+end
 $$;
 
 -- Returns the lowest UUID of a millisecond: every UUID version 7 dated p_at or later sorts at or above it.

@@ -176,43 +176,41 @@ set search_path = pg_catalog, routeledger, pg_temp
 as $$
 declare
   v_cost routeledger.usage_cost;
-  v_price routeledger.model_prices;
-  v_cached bigint := coalesce(p_cache_read_input_tokens, 0) + coalesce(p_cache_creation_input_tokens, 0);
   v_computed numeric;
+  v_flag text;
   v_settings routeledger.settings;
 begin
-  if p_input_tokens is not null or p_output_tokens is not null then
-    select p.* into v_price
-    from routeledger.model_prices p
-    where p.model_slug = p_model_slug and p.valid_from <= p_at
-    order by p.valid_from desc
-    limit 1;
-    v_computed := trim_scale((
-      greatest(coalesce(p_input_tokens, 0) - v_cached, 0) * v_price.input_usd_per_mtok
-      + case when v_cached = 0 then 0 else
-          coalesce(p_cache_read_input_tokens, 0) * coalesce(v_price.cache_read_usd_per_mtok, v_price.input_usd_per_mtok)
-          + coalesce(p_cache_creation_input_tokens, 0) * coalesce(v_price.cache_creation_usd_per_mtok, v_price.input_usd_per_mtok)
-        end
-      + coalesce(p_output_tokens, 0) * v_price.output_usd_per_mtok
-    ) / 1000000);
-  end if;
+  select
+    trim_scale((
+      greatest(coalesce(p_input_tokens, 0) - coalesce(p_cache_read_input_tokens, 0) - coalesce(p_cache_creation_input_tokens, 0), 0)
+        * p.input_usd_per_mtok
+      + coalesce(p_cache_read_input_tokens * coalesce(p.cache_read_usd_per_mtok, p.input_usd_per_mtok), 0)
+      + coalesce(p_cache_creation_input_tokens * coalesce(p.cache_creation_usd_per_mtok, p.input_usd_per_mtok), 0)
+      + coalesce(p_output_tokens, 0) * p.output_usd_per_mtok
+    ) / 1000000),
+    p.flag
+  into v_computed, v_flag
+  from routeledger.model_prices p
+  where p.model_slug = p_model_slug and p.valid_from <= p_at and (p_input_tokens is not null or p_output_tokens is not null)
+  order by p.valid_from desc
+  limit 1;
 
   if p_cost_usd is null then
-    v_cost.cost_usd := v_computed;
-    v_cost.cost_source := case
-      when v_computed is not null then 'catalog'
-      when p_input_tokens is null and p_output_tokens is null then 'no_usage'
-      else 'unpriced'
-    end;
-    v_cost.cost_flag := case when v_computed is not null and v_price.flag is not null then 'flagged_price' end;
-    return v_cost;
+    return row(
+      v_computed,
+      case
+        when v_computed is not null then 'catalog'
+        when p_input_tokens is null and p_output_tokens is null then 'no_usage'
+        else 'unpriced'
+      end,
+      case when v_computed is not null and v_flag is not null then 'flagged_price' end)::routeledger.usage_cost;
   end if;
 
   select s.* into v_settings from routeledger.settings s;
   v_cost.cost_usd := p_cost_usd;
   v_cost.cost_source := 'caller';
   v_cost.cost_flag := case
-    when v_computed is null or v_price.flag is not null then
+    when v_computed is null or v_flag is not null then
       case when p_cost_usd * 1000000 > v_settings.implausible_usd_per_mtok * greatest(coalesce(p_input_tokens, 0) + coalesce(p_output_tokens, 0), 1)
         then 'above_any_price' end
     when p_cost_usd >= v_computed * v_settings.implausible_factor and p_cost_usd > v_computed then 'above_catalog'

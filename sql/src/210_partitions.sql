@@ -1,6 +1,7 @@
 -- 210 · Partitions: made ahead by maintain(), and made on the spot by a write that finds none.
 
 -- Returns the name suffix of the partition of that width that holds p_at: p20261116 for the week of that Monday, UTC.
+-- Without a pinned path so that the planner can inline it; callers are pinned.
 -- Locks: none. Errors: none.
 create or replace function routeledger._partition_suffix(
   p_at timestamptz,
@@ -8,10 +9,9 @@ create or replace function routeledger._partition_suffix(
 )
 returns text
 language sql
-immutable
+stable
 parallel safe
 security invoker
-set search_path = pg_catalog, routeledger, pg_temp
 as $$
   select to_char(date_trunc(p_width, p_at at time zone 'UTC'), '"p"YYYYMMDD')
 $$;

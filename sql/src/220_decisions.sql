@@ -53,6 +53,43 @@ begin
 end
 $types$;
 
+-- Tells whether a decision has nothing to object to, in the form that nearly every one has: its id and
+-- ranked candidates, the best one chosen. Without a pinned path so that the planner can inline it; callers are pinned.
+-- Locks: none. Errors: none.
+create or replace function routeledger._decision_is_plain(
+  p routeledger.decision_input,
+  p_settings routeledger.settings,
+  p_now timestamptz
+)
+returns boolean
+language sql
+stable
+parallel safe
+security invoker
+as $$
+  select coalesce(length(p.tenant_id) between 1 and 200, false)
+    and not p_settings.tenants_bound
+    and coalesce(length(p.agent_id) between 1 and 200, true)
+    and coalesce(length(p.task_type) between 1 and 200, true)
+    and coalesce(length(p.policy_version) between 1 and 200, true)
+    and coalesce(p.traffic_class in ('production', 'shadow', 'synthetic', 'replay'), true)
+    and p.chosen_model_slug is null
+    and p.decision_rule is null
+    and coalesce(p.min_quality between 0 and 1, true)
+    and coalesce(p.budget_cap_usd between 0 and 1000000000, true)
+    and p.event_at is null
+    and coalesce(p.lease between interval '1 second' and interval '24 hours', true)
+    and p.metadata is null
+    and coalesce(routeledger._id_time(p.id) between p_now - p_settings.id_window_past and p_now + p_settings.id_window_future, p.id is null)
+    and (p.attempt_id is null or routeledger._id_time(p.attempt_id) is not null)
+    and coalesce(jsonb_typeof(p.candidates) = 'array', false)
+    and jsonb_array_length(p.candidates) between 1 and 50
+    and pg_column_size(p.candidates) < 16384
+    and p.candidates -> 0 -> 'drop_reason' is null
+    and coalesce(length(p.candidates -> 0 ->> 'model_slug') between 1 and 300 and length(p.candidates -> 0 ->> 'provider') between 1 and 300, false)
+    and not jsonb_path_exists(p.candidates, '$[*] ? (@.type() != "object" || !exists(@.model_slug ? (@.type() == "string" && @ != "")))')
+$$;
+
 -- Judges the fields of a decision one by one and returns the first fault, or null.
 -- Locks: none. Errors: none.
 create or replace function routeledger._decision_fault(
@@ -99,12 +136,12 @@ begin
   end if;
 
   if p.id is not null then
-    v_id_at := routeledger.uuid_v7_time(p.id);
+    v_id_at := routeledger._id_time(p.id);
     if v_id_at is null then return 'RL104 id';
     elsif v_id_at < p_now - p_settings.id_window_past or v_id_at > p_now + p_settings.id_window_future then return 'RL105 id';
     end if;
   end if;
-  if p.attempt_id is not null and routeledger.uuid_v7_time(p.attempt_id) is null then return 'RL104 attempt_id'; end if;
+  if p.attempt_id is not null and routeledger._id_time(p.attempt_id) is null then return 'RL104 attempt_id'; end if;
   return null;
 end
 $$;
@@ -131,6 +168,13 @@ declare
   v_candidates jsonb := coalesce(p_given.candidates, '[]');
   v_chosen jsonb;
 begin
+  -- PL/pgSQL prepares each of its expressions anew in each transaction, so the plain case has only two.
+  if routeledger._decision_is_plain(p_given, p_settings, p_now) then
+    return row(null, p_given, coalesce(p_given.id, routeledger._uuid_v7_at(p_now)), coalesce(p_given.attempt_id, routeledger._uuid_v7_at(p_now)),
+      p_now, v_candidates, v_candidates -> 0 ->> 'model_slug', 1, v_candidates -> 0 ->> 'provider', 'caller_ranked', 1, null,
+      p_now + coalesce(p_given.lease, p_settings.lease), null)::routeledger.decision_ready;
+  end if;
+
   v_ready.given := p_given;
   v_ready.fault := routeledger._decision_fault(p_given, p_settings, p_now);
   if v_ready.fault is not null then
@@ -167,11 +211,16 @@ begin
     order by (c.e ->> 'drop_reason') is not null, c.n
     limit 1;
   else
-    select c.n, c.e into v_ready.candidate_no, v_chosen
-    from jsonb_array_elements(v_candidates) with ordinality c (e, n)
-    where c.e ->> 'drop_reason' is null
-    order by c.n
-    limit 1;
+    if v_candidates -> 0 ->> 'drop_reason' is null then
+      v_chosen := v_candidates -> 0;
+      v_ready.candidate_no := 1;
+    else
+      select c.n, c.e into v_ready.candidate_no, v_chosen
+      from jsonb_array_elements(v_candidates) with ordinality c (e, n)
+      where c.e ->> 'drop_reason' is null
+      order by c.n
+      limit 1;
+    end if;
     v_ready.chosen_model_slug := v_chosen ->> 'model_slug';
     v_ready.decision_rule := coalesce(v_ready.decision_rule, case
       when v_chosen is not null then 'caller_ranked'
@@ -194,28 +243,11 @@ begin
   v_ready.completed_at := null;
   v_ready.lease_expires_at := p_now + coalesce(p_given.lease, p_settings.lease);
   v_ready.attempt_id := coalesce(p_given.attempt_id, routeledger._uuid_v7_at(p_now));
-  v_ready.provider := left(coalesce(
-    v_chosen ->> 'provider',
-    (select m.provider from routeledger.models m where m.model_slug = v_ready.chosen_model_slug)), 300);
+  v_ready.provider := left(v_chosen ->> 'provider', 300);
+  if v_ready.provider is null then
+    select m.provider into v_ready.provider from routeledger.models m where m.model_slug = v_ready.chosen_model_slug;
+  end if;
   return v_ready;
-end
-$$;
-
--- Returns the answer for a decision that was written now.
--- Locks: none. Errors: none.
-create or replace function routeledger._decision_accepted(
-  p_ready routeledger.decision_ready
-)
-returns routeledger.decision_result
-language plpgsql
-immutable
-parallel safe
-security invoker
-set search_path = pg_catalog, routeledger, pg_temp
-as $$
-begin
-  return row('accepted', null, null, p_ready.id, p_ready.attempt_id, nullif(p_ready.attempt_count, 0), p_ready.chosen_model_slug,
-    p_ready.provider, p_ready.decision_rule, p_ready.outcome_status)::routeledger.decision_result;
 end
 $$;
 
@@ -238,7 +270,7 @@ declare
   v_given routeledger.decision_input := p_ready.given;
   v_stored routeledger.routing_outcomes;
   v_first routeledger.inferences;
-  v_id_at timestamptz := routeledger.uuid_v7_time(p_ready.id);
+  v_id_at timestamptz := routeledger._id_time(p_ready.id);
   v_created boolean;
 begin
   if p_ready.fault is not null then
@@ -276,7 +308,8 @@ begin
   )
   select true into v_created from decided;
   if v_created then
-    return routeledger._decision_accepted(p_ready);
+    return row('accepted', null, null, p_ready.id, p_ready.attempt_id, nullif(p_ready.attempt_count, 0), p_ready.chosen_model_slug,
+      p_ready.provider, p_ready.decision_rule, p_ready.outcome_status)::routeledger.decision_result;
   end if;
 
   -- The id is known. Is this the same decision again?
@@ -361,9 +394,15 @@ begin
   if v_result.code is not null then
     perform routeledger._raise(v_result.code, v_result.detail);
   end if;
-  return query select
-    v_result.id, v_result.attempt_id, v_result.attempt_no, v_result.model_slug, v_result.provider,
-    v_result.decision_rule, v_result.outcome_status, v_result.status = 'accepted';
+  id := v_result.id;
+  attempt_id := v_result.attempt_id;
+  attempt_no := v_result.attempt_no;
+  model_slug := v_result.model_slug;
+  provider := v_result.provider;
+  decision_rule := v_result.decision_rule;
+  outcome_status := v_result.outcome_status;
+  created := v_result.status = 'accepted';
+  return next;
 end
 $$;
 
@@ -415,6 +454,7 @@ begin
   v_results := array_fill(null::routeledger.decision_result, array[v_n]);
 
   for i in 1 .. v_n loop
+    v_inputs[i] := v_inputs[i]; -- an array that was assigned to is kept unpacked: each element is one step away
     if v_faults[i] is null then
       v_one := routeledger._prepare_decision(v_inputs[i], v_settings, v_now);
     else
@@ -425,11 +465,11 @@ begin
   end loop;
 
   for v_at in
-    select min(routeledger.uuid_v7_time(r.id))
+    select min(routeledger._id_time(r.id))
     from unnest(v_ready) r
     where r.fault is null
-    group by routeledger._partition_suffix(routeledger.uuid_v7_time(r.id), v_settings.partition_width)
-    having to_regclass('routeledger.routing_outcomes_' || routeledger._partition_suffix(min(routeledger.uuid_v7_time(r.id)), v_settings.partition_width)) is null
+    group by routeledger._partition_suffix(routeledger._id_time(r.id), v_settings.partition_width)
+    having to_regclass('routeledger.routing_outcomes_' || routeledger._partition_suffix(min(routeledger._id_time(r.id)), v_settings.partition_width)) is null
     order by 1
   loop
     perform routeledger._ensure_partition(v_at, v_settings.partition_width);
@@ -475,7 +515,9 @@ begin
   select coalesce(array_agg(w.n::integer), '{}') into v_written from written w;
 
   foreach v_i in array v_written loop
-    v_results[v_i] := routeledger._decision_accepted(v_ready[v_i]);
+    v_one := v_ready[v_i];
+    v_results[v_i] := row('accepted', null, null, v_one.id, v_one.attempt_id, nullif(v_one.attempt_count, 0), v_one.chosen_model_slug,
+      v_one.provider, v_one.decision_rule, v_one.outcome_status)::routeledger.decision_result;
   end loop;
 
   -- What is left, one by one: replays, conflicts, faults, a second row of an id in this batch.
@@ -484,7 +526,7 @@ begin
     from unnest(v_ready) with ordinality r (
       fault, given, id, attempt_id, decided_at, candidates, chosen_model_slug, candidate_no, provider, decision_rule,
       attempt_count, outcome_status, lease_expires_at, completed_at, n)
-    where r.n <> all (v_written)
+    where v_results[r.n] is null
     order by (r.given).tenant_id, r.id, r.n
   loop
     v_results[v_i] := routeledger._insert_decision(v_ready[v_i], v_settings);

@@ -77,10 +77,38 @@ begin
   elsif length(p_tenant_id) > 200 then return 'RL108 tenant_id 200 characters';
   elsif p_settings.tenants_bound and p_tenant_id <> all (routeledger.bound_tenants()) then return 'RL110 tenant_id';
   elsif p_id is null then return 'RL101 id';
-  elsif routeledger.uuid_v7_time(p_id) is null then return 'RL104 id';
+  elsif routeledger._id_time(p_id) is null then return 'RL104 id';
   end if;
   return null;
 end
+$$;
+
+-- Tells whether all measurements of an attempt are in range. Without a pinned path so that the planner can
+-- inline it; callers are pinned.
+-- Locks: none. Errors: none.
+create or replace function routeledger._usage_in_range(
+  p_input_tokens bigint,
+  p_output_tokens bigint,
+  p_cache_read_input_tokens bigint,
+  p_cache_creation_input_tokens bigint,
+  p_reasoning_output_tokens bigint,
+  p_cost_usd numeric,
+  p_latency_ms double precision,
+  p_ttft_ms double precision,
+  p_http_status integer
+)
+returns boolean
+language sql
+immutable
+parallel safe
+security invoker
+as $$
+  select coalesce(least(p_input_tokens, p_output_tokens, p_cache_read_input_tokens, p_cache_creation_input_tokens, p_reasoning_output_tokens) >= 0
+      and greatest(p_input_tokens, p_output_tokens, p_cache_read_input_tokens, p_cache_creation_input_tokens, p_reasoning_output_tokens)
+        <= 1000000000000, true)
+    and coalesce(p_cost_usd between 0 and 1000000000, true)
+    and coalesce(least(p_latency_ms, p_ttft_ms) >= 0 and greatest(p_latency_ms, p_ttft_ms) <= 10000000000, true)
+    and coalesce(p_http_status between 100 and 599, true)
 $$;
 
 -- Judges the measurements of an attempt; returns the first fault, or null.
@@ -119,6 +147,7 @@ end
 $$;
 
 -- Returns an error message as the ledger keeps it: at most 8192 characters, and it says when it was cut.
+-- Without a pinned path so that the planner can inline it; callers are pinned.
 -- Locks: none. Errors: none.
 create or replace function routeledger._error_text(
   p_message text
@@ -128,10 +157,9 @@ language sql
 immutable
 parallel safe
 security invoker
-set search_path = pg_catalog, routeledger, pg_temp
 as $$
   select case
-    when length(p_message) > 8192 then left(p_message, 8150) || ' [cut from ' || length(p_message) || ' characters]'
+    when length(p_message) > 8192 then left(p_message, 8150) || ' [cut from ' || length(p_message)::text || ' characters]'
     else p_message
   end
 $$;
@@ -154,12 +182,12 @@ declare
 begin
   if v_fault is not null then return v_fault;
   elsif p.attempt_id is null then return 'RL101 attempt_id';
-  elsif routeledger.uuid_v7_time(p.attempt_id) is null then return 'RL104 attempt_id';
+  elsif routeledger._id_time(p.attempt_id) is null then return 'RL104 attempt_id';
   elsif coalesce(p.error_type, '') = '' then return 'RL101 error_type';
   elsif length(p.error_type) > 200 then return 'RL108 error_type 200 characters';
   elsif p.retry_after_ms not between 0 and 10000000000 then return 'RL103 retry_after_ms 0 to 1e10';
   elsif p.next not in ('policy', 'hold', 'give_up') then return 'RL102 next policy, hold, give_up';
-  elsif p.next_attempt_id is not null and routeledger.uuid_v7_time(p.next_attempt_id) is null then return 'RL104 next_attempt_id';
+  elsif p.next_attempt_id is not null and routeledger._id_time(p.next_attempt_id) is null then return 'RL104 next_attempt_id';
   elsif p.next_attempt_id = p.attempt_id then return 'RL103 next_attempt_id another id than attempt_id';
   elsif length(p.provider_response_id) > 500 then return 'RL108 provider_response_id 500 characters';
   end if;
@@ -512,7 +540,7 @@ begin
     when coalesce(p_given.model_slug, '') = '' then 'RL101 model_slug'
     when length(p_given.model_slug) > 300 then 'RL108 model_slug 300 characters'
     when length(p_given.provider) > 300 then 'RL108 provider 300 characters'
-    when p_given.attempt_id is not null and routeledger.uuid_v7_time(p_given.attempt_id) is null then 'RL104 attempt_id'
+    when p_given.attempt_id is not null and routeledger._id_time(p_given.attempt_id) is null then 'RL104 attempt_id'
   end);
   if v_fault is not null then
     v_result.code := split_part(v_fault, ' ', 1);

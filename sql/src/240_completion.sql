@@ -46,6 +46,36 @@ begin
 end
 $types$;
 
+-- Tells whether a completion has nothing to object to, in the form that nearly every one has: a success
+-- with its tokens. Without a pinned path so that the planner can inline it; callers are pinned.
+-- Locks: none. Errors: none.
+create or replace function routeledger._completion_is_plain(
+  p routeledger.completion_input,
+  p_settings routeledger.settings
+)
+returns boolean
+language sql
+stable
+parallel safe
+security invoker
+as $$
+  select coalesce(length(p.tenant_id) between 1 and 200, false)
+    and not p_settings.tenants_bound
+    and routeledger._id_time(p.id) is not null
+    and (p.attempt_id is null or routeledger._id_time(p.attempt_id) is not null)
+    and coalesce(p.outcome_status = 'succeeded', false)
+    and p.input_tokens is not null
+    and p.output_tokens is not null
+    and p.error_type is null
+    and p.error_message is null
+    and p.decision_rule_override is null
+    and coalesce(length(p.provider_response_id) <= 500, true)
+    and coalesce(length(p.response_model) <= 300, true)
+    and p.finish_reasons is null
+    and routeledger._usage_in_range(p.input_tokens, p.output_tokens, p.cache_read_input_tokens, p.cache_creation_input_tokens,
+      p.reasoning_output_tokens, p.cost_usd, p.latency_ms, p.ttft_ms, p.http_status)
+$$;
+
 -- Judges a completion field by field; returns the first fault, or null.
 -- Locks: none. Errors: none.
 create or replace function routeledger._completion_fault(
@@ -65,7 +95,7 @@ begin
   if v_fault is not null then return v_fault;
   elsif p.outcome_status is null then return 'RL101 outcome_status succeeded, failed';
   elsif p.outcome_status not in ('succeeded', 'failed') then return 'RL102 outcome_status succeeded, failed';
-  elsif p.attempt_id is not null and routeledger.uuid_v7_time(p.attempt_id) is null then return 'RL104 attempt_id';
+  elsif p.attempt_id is not null and routeledger._id_time(p.attempt_id) is null then return 'RL104 attempt_id';
   elsif p.outcome_status = 'succeeded' then
     if p.input_tokens is null then return 'RL101 input_tokens as the provider reported, or as counted';
     elsif p.output_tokens is null then return 'RL101 output_tokens as the provider reported, or as counted';
@@ -290,17 +320,20 @@ set search_path = pg_catalog, routeledger, pg_temp
 as $$
 declare
   v_result routeledger.completion_result;
-  v_fault text := routeledger._completion_fault(p_given, p_settings);
+  v_fault text;
 begin
-  v_result.status := 'refused';
-  if v_fault is not null then
-    v_result.code := split_part(v_fault, ' ', 1);
-    v_result.detail := routeledger._fault_detail(v_fault);
-    return v_result;
+  if not routeledger._completion_is_plain(p_given, p_settings) then
+    v_fault := routeledger._completion_fault(p_given, p_settings);
+    if v_fault is not null then
+      v_result.status := 'refused';
+      v_result.code := split_part(v_fault, ' ', 1);
+      v_result.detail := routeledger._fault_detail(v_fault);
+      return v_result;
+    end if;
   end if;
   if p_given.decision_rule_override is not null
     or to_regclass('routeledger.routing_outcomes_'
-      || routeledger._partition_suffix(routeledger.uuid_v7_time(p_given.id), p_settings.partition_width)) is null
+      || routeledger._partition_suffix(routeledger._id_time(p_given.id), p_settings.partition_width)) is null
   then
     return routeledger._complete_other(p_given, p_now);
   end if;
@@ -415,9 +448,15 @@ begin
   if v_result.code is not null then
     perform routeledger._raise(v_result.code, v_result.detail);
   end if;
-  return query select
-    v_result.id, v_result.inference_id, v_result.attempt_no, v_result.outcome_status, v_result.cost_usd, v_result.cost_source,
-    v_result.late, v_result.status = 'accepted';
+  id := v_result.id;
+  inference_id := v_result.inference_id;
+  attempt_no := v_result.attempt_no;
+  outcome_status := v_result.outcome_status;
+  cost_usd := v_result.cost_usd;
+  cost_source := v_result.cost_source;
+  late := v_result.late;
+  created := v_result.status = 'accepted';
+  return next;
 end
 $$;
 
@@ -468,9 +507,12 @@ begin
   select s.* into v_settings from routeledger.settings s;
   select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.completion_input, p_rows) r;
   v_results := array_fill(null::routeledger.completion_result, array[cardinality(v_faults)]);
-  select array_agg(coalesce(v_faults[r.n], routeledger._completion_fault(v_inputs[r.n], v_settings)) order by r.n)
-  into v_faults
-  from generate_series(1, cardinality(v_faults)) r (n);
+  for i in 1 .. cardinality(v_faults) loop
+    v_inputs[i] := v_inputs[i]; -- an array that was assigned to is kept unpacked: each element is one step away
+    if v_faults[i] is null and not routeledger._completion_is_plain(v_inputs[i], v_settings) then
+      v_faults[i] := routeledger._completion_fault(v_inputs[i], v_settings);
+    end if;
+  end loop;
 
   -- The plain majority: the first row of each id, which names its attempt, and that attempt is the open one.
   -- They are locked here in their order, so that what follows finds them as they are.
@@ -550,23 +592,22 @@ begin
     into v_closed
     from inference i;
     for i in 1 .. cardinality(v_ords) loop
+      v_closed[i] := v_closed[i];
       v_results[v_ords[i]] := v_closed[i];
     end loop;
   end if;
 
-  -- What is left, one by one: faults, replays, conflicts, late completions, a second row of an id in this batch.
+  -- What is left, one by one: replays, conflicts, late completions, a second row of an id in this batch.
   for v_i in
     select r.n
     from unnest(v_inputs) with ordinality r (
       tenant_id, id, outcome_status, attempt_id, input_tokens, output_tokens, cache_read_input_tokens, cache_creation_input_tokens,
       reasoning_output_tokens, cost_usd, latency_ms, ttft_ms, http_status, error_type, error_message, provider_response_id,
       response_model, finish_reasons, decision_rule_override, n)
-    where v_ords is null or r.n <> all (v_ords)
+    where v_faults[r.n] is null and v_results[r.n] is null
     order by r.tenant_id, r.id, r.n
   loop
-    if v_faults[v_i] is null then
-      v_results[v_i] := routeledger._complete_decision(v_inputs[v_i], v_settings, v_now);
-    end if;
+    v_results[v_i] := routeledger._complete_decision(v_inputs[v_i], v_settings, v_now);
   end loop;
 
   return query

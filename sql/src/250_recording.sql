@@ -75,7 +75,7 @@ as $$
 begin
   if coalesce(p.model_slug, '') = '' then return 'RL111 attempts model_slug';
   elsif length(p.model_slug) > 300 or length(p.provider) > 300 then return 'RL108 attempts 300 characters a model_slug or provider';
-  elsif p.id is not null and routeledger.uuid_v7_time(p.id) is null then return 'RL104 attempts id';
+  elsif p.id is not null and routeledger._id_time(p.id) is null then return 'RL104 attempts id';
   elsif p.status is null or p.status not in ('succeeded', 'failed') then return 'RL111 attempts status succeeded, failed';
   elsif p.status = 'succeeded' and not p_last then return 'RL111 attempts only the last may have succeeded';
   elsif p.status = 'succeeded' and (p.input_tokens is null or p.output_tokens is null or p.error_type is not null)
@@ -222,7 +222,7 @@ begin
     else 'rejected'
   end;
 
-  v_id_at := routeledger.uuid_v7_time(v_ready.id);
+  v_id_at := routeledger._id_time(v_ready.id);
   if to_regclass('routeledger.routing_outcomes_' || routeledger._partition_suffix(v_id_at, p_settings.partition_width)) is null then
     perform routeledger._ensure_partition(v_id_at, p_settings.partition_width);
   end if;

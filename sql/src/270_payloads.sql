@@ -43,7 +43,7 @@ begin
   v_result.status := 'refused';
   v_fault := coalesce(v_fault, case
     when p_given.attempt_id is null then 'RL101 attempt_id'
-    when routeledger.uuid_v7_time(p_given.attempt_id) is null then 'RL104 attempt_id'
+    when routeledger._id_time(p_given.attempt_id) is null then 'RL104 attempt_id'
     when p_given.request is null and p_given.response is null then 'RL101 request or response'
     when pg_column_size(p_given.request) > 16777216 then 'RL108 request 16 MiB'
     when pg_column_size(p_given.response) > 16777216 then 'RL108 response 16 MiB'

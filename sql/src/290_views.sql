@@ -11,7 +11,7 @@ select
   i.candidate_no,
   i.model_slug,
   i.provider,
-  i.status,
+  i.status::text as status,
   i.input_tokens,
   i.output_tokens,
   i.cache_read_input_tokens,
@@ -49,7 +49,7 @@ select
   a.provider,
   o.decision_rule,
   o.decision_rule_override,
-  o.outcome_status,
+  o.outcome_status::text as outcome_status,
   o.attempt_count as attempts,
   coalesce(a.failovers, 0) as failovers,
   a.cost_usd,
@@ -60,7 +60,7 @@ select
   o.event_at,
   o.completed_at,
   o.late_completion,
-  o.traffic_class,
+  o.traffic_class::text as traffic_class,
   o.chosen_model_slug,
   o.inference_id
 from routeledger.routing_outcomes o

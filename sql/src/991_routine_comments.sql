@@ -36,6 +36,10 @@ comment on function routeledger._uuid_v7_at(p_at timestamptz) is
 'Returns a fresh UUID version 7 dated p_at.
 Locks: none. Errors: none.';
 
+comment on function routeledger._id_time(p_id uuid) is
+'Returns the time that a UUID version 7 carries, to the millisecond; null for any other UUID. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
 comment on function routeledger.uuid_v7_time(p_id uuid) is
 'Returns the time that a UUID version 7 carries, to the millisecond; null for any other UUID.
 Locks: none. Errors: none.';
@@ -95,7 +99,7 @@ Worth a retry: no HTTP status (timeouts, broken connections), 408, 409, 425, 429
 Locks: none. Errors: none.';
 
 comment on function routeledger._partition_suffix(p_at timestamptz, p_width text) is
-'Returns the name suffix of the partition of that width that holds p_at: p20261116 for the week of that Monday, UTC.
+'Returns the name suffix of the partition of that width that holds p_at: p20261116 for the week of that Monday, UTC. Without a pinned path so that the planner can inline it; callers are pinned.
 Locks: none. Errors: none.';
 
 comment on function routeledger._partitions() is
@@ -106,6 +110,10 @@ comment on function routeledger._ensure_partition(p_at timestamptz, p_width text
 'Makes sure that a decision dated p_at has its three leaves; returns true when they were made now. Neither readers nor writers of the ledger wait: a leaf is made apart and attached. Where partitions of another width lie around, the new one fills the gap between them.
 Locks: share update exclusive on routing_outcomes (one maker at a time), inferences, inference_payloads, in this order. Errors: none.';
 
+comment on function routeledger._decision_is_plain(p routeledger.decision_input, p_settings routeledger.settings, p_now timestamptz) is
+'Tells whether a decision has nothing to object to, in the form that nearly every one has: its id and ranked candidates, the best one chosen. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
 comment on function routeledger._decision_fault(p routeledger.decision_input, p_settings routeledger.settings, p_now timestamptz) is
 'Judges the fields of a decision one by one and returns the first fault, or null.
 Locks: none. Errors: none.';
@@ -114,10 +122,6 @@ comment on function routeledger._prepare_decision(p_given routeledger.decision_i
 'Completes a decision as given: ids, defaults, the chosen model and its place in the ranking.
 The chosen model is the one named, else the first candidate without a drop_reason. A rule that says that nothing was chosen (no_candidate_clears_floor, no_candidate_enrolled) leaves it null whatever the candidates.
 Locks: none. Errors: none; a fault is part of the result.';
-
-comment on function routeledger._decision_accepted(p_ready routeledger.decision_ready) is
-'Returns the answer for a decision that was written now.
-Locks: none. Errors: none.';
 
 comment on function routeledger._insert_decision(p_ready routeledger.decision_ready, p_settings routeledger.settings) is
 'Writes one prepared decision, or finds that its id is known: the same payload is `replayed` with the ids of the first call, another one is RL301 and changes nothing.
@@ -135,12 +139,16 @@ comment on function routeledger._key_fault(p_tenant_id text, p_id uuid, p_settin
 'Judges the identity that every transition of a decision carries; returns the first fault, or null.
 Locks: none. Errors: none.';
 
+comment on function routeledger._usage_in_range(p_input_tokens bigint, p_output_tokens bigint, p_cache_read_input_tokens bigint, p_cache_creation_input_tokens bigint, p_reasoning_output_tokens bigint, p_cost_usd numeric, p_latency_ms double precision, p_ttft_ms double precision, p_http_status integer) is
+'Tells whether all measurements of an attempt are in range. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
 comment on function routeledger._usage_fault(p_input_tokens bigint, p_output_tokens bigint, p_cache_read_input_tokens bigint, p_cache_creation_input_tokens bigint, p_reasoning_output_tokens bigint, p_cost_usd numeric, p_latency_ms double precision, p_ttft_ms double precision, p_http_status integer) is
 'Judges the measurements of an attempt; returns the first fault, or null.
 Locks: none. Errors: none.';
 
 comment on function routeledger._error_text(p_message text) is
-'Returns an error message as the ledger keeps it: at most 8192 characters, and it says when it was cut.
+'Returns an error message as the ledger keeps it: at most 8192 characters, and it says when it was cut. Without a pinned path so that the planner can inline it; callers are pinned.
 Locks: none. Errors: none.';
 
 comment on function routeledger._failure_fault(p routeledger.failure_input, p_settings routeledger.settings) is
@@ -171,6 +179,10 @@ Locks: the outcome, then its inferences. Errors: RL101, RL104, RL108, RL110, RL2
 comment on function routeledger.start_attempts(p_rows jsonb) is
 'Opens many attempts in one call and answers for each; a bad row never fails its neighbours.
 Locks: the outcomes by (tenant_id, id), each with its inferences. Errors: RL101, RL107, RL501 for the call; per row those of start_attempt.';
+
+comment on function routeledger._completion_is_plain(p routeledger.completion_input, p_settings routeledger.settings) is
+'Tells whether a completion has nothing to object to, in the form that nearly every one has: a success with its tokens. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
 
 comment on function routeledger._completion_fault(p routeledger.completion_input, p_settings routeledger.settings) is
 'Judges a completion field by field; returns the first fault, or null.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -31,7 +32,7 @@ def test_settings_that_tests_rely_on(server: Server) -> None:
 def test_root_only_drops_privileges_for_the_server(server: Server) -> None:
     ids = service_user()
     expected = os.geteuid() if ids is None else ids[0]
-    assert os.stat(f"/proc/{server.pid}").st_uid == expected
+    assert Path(f"/proc/{server.pid}").stat().st_uid == expected
 
 
 def test_each_test_gets_its_own_database(make_database: Callable[..., Database]) -> None:

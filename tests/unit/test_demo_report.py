@@ -20,17 +20,18 @@ from routeledger.demo.summary import (
     Flow,
     Incident,
     Latency,
-    Minute,
     ModelLine,
     Phase,
     Reconciled,
     Server,
+    Slice,
     Summary,
     Traffic,
     Victim,
     VictimDecision,
     find_problems,
     percentile,
+    slice_width,
 )
 
 pytest.importorskip("plotly")
@@ -85,17 +86,20 @@ def sample(**changes: object) -> Summary:
         faults=(Fault("rate_limit", 700, 600, 590), Fault("server_error", 300, 250, 245),
                 Fault("timeout", 60, 58, 57), Fault("context_length", 200, 200, 200),
                 Fault("cancelled", 60, 60, 0), Fault("abandoned", 40, 40, 0)),
-        flows=(Flow("gpt-4o-mini", "gpt-4o-mini", 2_700), Flow("gpt-4o-mini", "failed", 20),
-               Flow("gpt-4o-mini", "claude-3.5-sonnet", 200),
-               Flow("mistral-large", "gemini-1.5-flash", 180),
-               Flow("mistral-large", "mistral-large", 1_500), Flow("nothing", "rejected", 60),
-               Flow("arctic-instruct", "arctic-instruct", 1_200)),
-        minutes=tuple(
-            Minute(n, {"first attempt": 150 + rng.randint(-20, 20), "retry": 6,
-                       "failover": 60 if 13 <= n <= 15 else 3, "failed": n % 3})
+        flows=(Flow("gpt-4o-mini", "rate_limit", "gpt-4o-mini", 310),
+               Flow("gpt-4o-mini", "rate_limit", "claude-3.5-sonnet", 200),
+               Flow("gpt-4o-mini", "rate_limit", "failed", 20),
+               Flow("mistral-large", "server_error", "gemini-1.5-flash", 180),
+               Flow("mistral-large", "server_error", "mistral-large", 70),
+               Flow("gemini-1.5-flash", "cancelled", "cancelled", 60),
+               Flow("gemini-1.5-flash", "abandoned", "abandoned", 40)),
+        slice_s=60,
+        slices=tuple(
+            Slice(n * 60, {"first attempt": 150 + rng.randint(-20, 20), "retry": 6,
+                           "failover": 60 if 13 <= n <= 15 else 3, "failed": n % 3})
             for n in range(58)
         ),
-        incidents=(Incident("openai: rate limits", 12.8, 15.7),),
+        incidents=(Incident("openai: rate limits", 768.0, 942.0),),
         latencies=tuple(
             Latency.of(call, mode, [rng.lognormvariate(middle, 0.4) for _ in range(800)])
             for mode, middle in (("one by one", 0.2), ("under load", 2.4))
@@ -154,7 +158,7 @@ def test_report_escapes_what_it_is_given() -> None:
     assert "a &lt;trace&gt;" in html
     assert "a <trace>" not in html
     evil = "x</script><script>alert(1)</script>"
-    flows = (Flow(evil, evil, 3),)
+    flows = (Flow(evil, evil, evil, 3),)
     assert evil not in render(sample(flows=flows))
 
 
@@ -193,7 +197,7 @@ def test_every_colour_is_defined_in_both_schemes() -> None:
 
 def test_report_of_next_to_nothing_still_renders(tmp_path: Path) -> None:
     empty = sample(
-        models=(), faults=(), flows=(), minutes=(), latencies=(), reconciliation=(), endings={},
+        models=(), faults=(), flows=(), slices=(), latencies=(), reconciliation=(), endings={},
         victim=Victim(1, "SIGKILL", 2.0, 0, 0, 0, 0, 0, 0.0, 0.0, ()),
     )  # fmt: skip
     path = write_report(empty, tmp_path / "deep" / "report.html")
@@ -273,3 +277,19 @@ def test_histogram_keeps_every_call() -> None:
 )
 def test_words(text: str, expected: str) -> None:
     assert text == expected
+
+
+@pytest.mark.parametrize(
+    ("span_s", "width_s"),
+    [
+        (0, 1),
+        (50, 1),
+        (300, 5),
+        (3_500, 60),
+        (86_400, 1_800),
+        (7 * 86_400, 10_800),
+        (10**9, 86_400),
+    ],
+)
+def test_slices_are_few(span_s: float, width_s: int) -> None:
+    assert slice_width(span_s) == width_s

@@ -65,7 +65,7 @@ def violations(files: list[Path]) -> Iterator[str]:
                 name = match["name"].lower()
                 owner = owners.get(name)
                 if owner is not None and owner > number(file):
-                    yield f"{file.name}:{line_number} names routeledger.{name}, owned by {owner:03d}"
+                    yield f"{file.name}:{line_number}: routeledger.{name} is of {owner:03d}"
 
 
 def test_no_source_names_what_a_later_one_owns() -> None:

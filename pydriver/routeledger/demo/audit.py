@@ -13,9 +13,7 @@ from uuid import UUID
 
 import psycopg
 
-from .summary import Fault, Flow, Minute, ModelLine, Reconciled
-
-NOTHING_GOOD_ENOUGH = "none good enough"
+from .summary import Fault, Flow, ModelLine, Reconciled, Slice
 
 DECISIONS = """
 select tenant_id, id, agent_id, chosen_model_slug, model_slug, decision_rule_override,
@@ -37,7 +35,7 @@ ORPHANS = "select count(*) from routeledger.orphans where tenant_id = any(%(tena
 
 RECONCILIATION = """
 select hour, tenant_id, decided, succeeded, failed, rejected, abandoned, in_flight, attempts,
-  open_attempts, cost_usd, agrees
+  open_attempts, cost_usd::double precision, agrees
 from routeledger.reconciliation
 where tenant_id = any(%(tenants)s)
 order by hour, tenant_id
@@ -103,31 +101,33 @@ class Books:
         return dict(Counter(map(self.ending, self.decisions)))
 
     def flows(self) -> tuple[Flow, ...]:
-        """From the first choice to where the decision ended."""
-        counts: Counter[tuple[str, str]] = Counter()
+        """What became of the decisions whose first attempt failed."""
+        counts: Counter[tuple[str, str, str]] = Counter()
         for decision in self.decisions:
-            succeeded = decision.status == "succeeded"
-            end = (decision.model or "") if succeeded else self.ending(decision)
-            counts[decision.first or NOTHING_GOOD_ENOUGH, end] += 1
-        return tuple(Flow(first, end, n) for (first, end), n in counts.most_common())
+            attempts = self.attempts.get(decision.id)
+            if attempts and attempts[0].error_type:
+                end = self.ending(decision)
+                if decision.status == "succeeded":
+                    end = attempts[-1].model
+                counts[attempts[0].model, attempts[0].error_type, end] += 1
+        return tuple(Flow(*which, n) for which, n in counts.most_common())
 
-    def minutes(self, anchor: datetime) -> tuple[Minute, ...]:
-        """Decisions by the minute of the traffic, ``anchor`` being its beginning."""
+    def slices(self, anchor: datetime, width_s: int) -> tuple[Slice, ...]:
+        """Decisions along the traffic, which began at ``anchor``, in stretches of ``width_s``."""
         counts: dict[int, Counter[str]] = defaultdict(Counter)
         for decision in self.decisions:
-            minute = int((decision.event_at - anchor).total_seconds() // 60)
-            counts[max(0, minute)][self.ending(decision)] += 1
-        last = max(counts, default=-1)
-        return tuple(Minute(m, dict(counts.get(m, {}))) for m in range(last + 1))
+            n = int((decision.event_at - anchor).total_seconds() // width_s)
+            counts[max(0, n)][self.ending(decision)] += 1
+        return tuple(
+            Slice(n * width_s, dict(counts.get(n, {}))) for n in range(max(counts, default=-1) + 1)
+        )
 
     def models(self, right: Mapping[str, Sequence[int]]) -> tuple[ModelLine, ...]:
         by_model: dict[str, list[AttemptRow]] = defaultdict(list)
         for attempts in self.attempts.values():
             for attempt in attempts:
                 by_model[attempt.model].append(attempt)
-        return tuple(
-            _model_line(model, rows, right.get(model)) for model, rows in by_model.items()
-        )
+        return tuple(_model_line(model, rows, right.get(model)) for model, rows in by_model.items())
 
     def faults(self) -> tuple[Fault, ...]:
         attempts: Counter[str] = Counter()
@@ -139,7 +139,9 @@ class Books:
             decisions.update(set(errors))
             if decision.status == "succeeded":
                 answered.update(set(errors))
-        return tuple(Fault(name, n, decisions[name], answered[name]) for name, n in attempts.items())
+        return tuple(
+            Fault(name, n, decisions[name], answered[name]) for name, n in attempts.items()
+        )
 
     def count(self, next_action: str) -> int:
         return sum(a.next_action == next_action for rows in self.attempts.values() for a in rows)
@@ -171,16 +173,11 @@ def read_books(conn: psycopg.Connection[Any], tenants: Sequence[str]) -> Books:
         decisions=decisions,
         attempts=dict(attempts),
         orphans=counted[0] if counted else 0,
-        reconciliation=tuple(
-            Reconciled(*line[:10], None if line[10] is None else float(line[10]), line[11])
-            for line in lines
-        ),
+        reconciliation=tuple(Reconciled(*line) for line in lines),
     )
 
 
-def _model_line(
-    model: str, rows: Sequence[AttemptRow], right: Sequence[int] | None
-) -> ModelLine:
+def _model_line(model: str, rows: Sequence[AttemptRow], right: Sequence[int] | None) -> ModelLine:
     answers = [row for row in rows if row.status == "succeeded"]
     priced = [row.cost_usd for row in rows if row.cost_usd is not None]
     seconds = [row.latency_ms for row in answers if row.latency_ms is not None]

@@ -6,12 +6,12 @@ Colours are names of the page's CSS variables; the page resolves them, in light 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter
 from itertools import pairwise
 from typing import Any
 
 from .summary import EDGES, ENDINGS, Latency, ModelLine, Summary
-from .words import duration, money, number
+from .words import duration, money, number, percent
 
 Figure = dict[str, Any]
 
@@ -35,7 +35,16 @@ NAMES = {
     "abandoned": "abandoned: writer killed",
     "in flight": "in flight",
 }
-ANSWERED = ("first attempt", "retry", "failover")
+END_NAMES = {
+    "failed": "no candidate answered",
+    "cancelled": "client hung up",
+    "abandoned": "writer killed",
+}
+
+
+def fault_name(error_type: str) -> str:
+    """An error type in words."""
+    return END_NAMES.get(error_type, error_type.replace("_", " "))
 
 
 def figures(summary: Summary) -> dict[str, Figure]:
@@ -51,30 +60,35 @@ def figures(summary: Summary) -> dict[str, Figure]:
 
 
 def timeline(summary: Summary) -> Figure:
-    """Decisions a minute of the trace, stacked by how they ended."""
-    minutes = [line.minute for line in summary.minutes]
+    """Decisions along the traffic, stacked by how they ended."""
+    hours = summary.slices and summary.slices[-1].begins_s > 3 * 3600
+    unit, unit_s = ("h", 3600.0) if hours else ("min", 60.0)
+    width = summary.slice_s / unit_s
+    middles = [one.begins_s / unit_s + width / 2 for one in summary.slices]
     data = []
     for ending in ENDINGS:
-        counts = [line.endings.get(ending, 0) for line in summary.minutes]
+        counts = [one.endings.get(ending, 0) for one in summary.slices]
         if any(counts):
             data.append(
                 {
                     "type": "bar",
                     "name": NAMES[ending],
-                    "x": minutes,
+                    "x": middles,
                     "y": counts,
+                    "width": width * 0.88,
                     "marker": {"color": COLOURS[ending], "line": {"width": 0}},
-                    "hovertemplate": f"minute %{{x}}: %{{y:,}} {NAMES[ending]}<extra></extra>",
+                    "hovertemplate": f"%{{y:,}} {NAMES[ending]}<extra></extra>",
                 }
             )
-    shown = [i for i in summary.incidents if minutes and i.begins_minute < minutes[-1] + 1]
+    end = summary.slices[-1].begins_s + summary.slice_s if summary.slices else 0
+    shown = [incident for incident in summary.incidents if incident.begins_s < end]
     shapes = [
         {
             "type": "rect",
             "xref": "x",
             "yref": "paper",
-            "x0": i.begins_minute - 0.5,
-            "x1": i.ends_minute - 0.5,
+            "x0": incident.begins_s / unit_s,
+            "x1": incident.ends_s / unit_s,
             "y0": 0,
             "y1": 1,
             "fillcolor": "--failover",
@@ -82,12 +96,12 @@ def timeline(summary: Summary) -> Figure:
             "line": {"width": 0},
             "layer": "below",
         }
-        for i in shown
+        for incident in shown
     ]
     annotations = [
         {
-            "text": i.label,
-            "x": (i.begins_minute + i.ends_minute - 1) / 2,
+            "text": incident.label,
+            "x": (incident.begins_s + incident.ends_s) / 2 / unit_s,
             "y": 1.0,
             "xref": "x",
             "yref": "paper",
@@ -95,18 +109,17 @@ def timeline(summary: Summary) -> Figure:
             "showarrow": False,
             "font": {"size": 12, "color": "--soft"},
         }
-        for i in shown
+        for incident in shown
     ]
     return {
         "data": data,
         "layout": {
             "barmode": "stack",
-            "bargap": 0.12,
             "height": 330,
             "showlegend": True,
             "legend": {"orientation": "h", "y": -0.16, "x": 0, "traceorder": "normal"},
-            "margin": {"l": 8, "r": 8, "t": 26, "b": 8},
-            "xaxis": {"ticksuffix": " min", "showgrid": False},
+            "margin": {"l": 8, "r": 8, "t": 26, "b": 0},
+            "xaxis": {"ticksuffix": f" {unit}", "showgrid": False, "rangemode": "tozero"},
             "yaxis": {"tickformat": ",d"},
             "shapes": shapes,
             "annotations": annotations,
@@ -115,57 +128,55 @@ def timeline(summary: Summary) -> Figure:
 
 
 def flow(summary: Summary) -> Figure:
-    """From the first choice to where the decision ended; what did not go straight stands out."""
-    firsts: dict[str, int] = defaultdict(int)
-    ends: dict[str, int] = defaultdict(int)
-    for one in summary.flows:
-        firsts[one.first] += one.n
-        ends[one.end] += one.n
-    left = sorted(firsts, key=lambda name: -firsts[name])
-    endings = [name for name in (*ENDINGS, "") if name in ends]
-    models = sorted((name for name in ends if name not in ENDINGS), key=lambda n: -ends[n])
-    # Models that serve stand opposite their own first choices, so that straight flows are flat.
-    right = [n for n in left if n in models] + [n for n in models if n not in firsts] + endings
-    index = {("l", name): i for i, name in enumerate(left)}
-    index |= {("r", name): len(left) + i for i, name in enumerate(right)}
+    """Decisions whose first attempt failed: first choice, what went wrong, who answered."""
+    nodes: dict[tuple[int, str], int] = {}
+    totals: Counter[tuple[int, str]] = Counter()
+    links: Counter[tuple[tuple[int, str], tuple[int, str], str]] = Counter()
+    for one in sorted(summary.flows, key=lambda one: one.end in ENDINGS):
+        first, fault, end = (0, one.first), (1, fault_name(one.fault)), (2, one.end)
+        for node in (first, fault, end):
+            nodes.setdefault(node, len(nodes))
+            totals[node] += one.n
+        if one.end in ENDINGS:
+            colour = "--bad-link"
+        elif one.end == one.first:
+            colour = "--same-link"
+        else:
+            colour = "--loud-link"
+        links[first, fault, "--quiet-link"] += one.n
+        links[fault, end, colour] += one.n
 
-    def link_colour(first: str, end: str) -> str:
-        if end == "rejected":
-            return "--quiet-link"
-        if end in ENDINGS:
-            return "--bad-link"
-        return "--quiet-link" if first == end else "--loud-link"
+    def node_colour(node: tuple[int, str]) -> str:
+        column, name = node
+        if column == 2:
+            return COLOURS.get(name, "--first")
+        return "--accent" if column == 0 else "--rejected"
 
-    labels = [f"{name}  {number(firsts[name])}" for name in left]
-    labels += [f"{name}  {number(ends[name])}" for name in right]
-    colours = ["--accent"] * len(left)
-    colours += [COLOURS.get(name, "--first") for name in right]
-    flows = sorted(summary.flows, key=lambda one: (one.first != one.end, one.n))
     return {
         "data": [
             {
                 "type": "sankey",
                 "arrangement": "snap",
                 "node": {
-                    "label": labels,
-                    "color": colours,
-                    "pad": 13,
+                    "label": [f"{END_NAMES.get(n, n)}  {number(totals[c, n])}" for c, n in nodes],
+                    "color": [node_colour(node) for node in nodes],
+                    "pad": 14,
                     "thickness": 12,
                     "line": {"width": 0},
-                    "hovertemplate": "%{label}<extra></extra>",
+                    "hovertemplate": "%{label} decisions<extra></extra>",
                 },
                 "link": {
-                    "source": [index["l", one.first] for one in flows],
-                    "target": [index["r", one.end] for one in flows],
-                    "value": [one.n for one in flows],
-                    "color": [link_colour(one.first, one.end) for one in flows],
-                    "customdata": [f"{one.first} → {one.end}" for one in flows],
+                    "source": [nodes[source] for source, _, _ in links],
+                    "target": [nodes[target] for _, target, _ in links],
+                    "value": list(links.values()),
+                    "color": [colour for _, _, colour in links],
+                    "customdata": [f"{source[1]} → {target[1]}" for source, target, _ in links],
                     "hovertemplate": "%{customdata}: %{value:,} decisions<extra></extra>",
                 },
                 "valueformat": ",d",
             }
         ],
-        "layout": {"height": 430, "margin": {"l": 4, "r": 4, "t": 12, "b": 12}},
+        "layout": {"height": 460, "margin": {"l": 4, "r": 4, "t": 12, "b": 12}},
     }
 
 
@@ -176,6 +187,12 @@ def cost(summary: Summary) -> Figure:
         if line.cost_usd is None:
             return f"price unknown · {number(line.answered)} answers"
         return f"{money(line.cost_usd)} · {number(line.answered)} answers"
+
+    def more(line: ModelLine) -> str:
+        text = f"{line.model}: {label(line)}"
+        if line.latency_p50_ms is not None:
+            text += f", {duration(line.latency_p50_ms)} at the median"
+        return text if line.right is None else f"{text}, {percent(line.right)} right"
 
     lines = sorted(
         (line for line in summary.models if line.answered),
@@ -194,7 +211,8 @@ def cost(summary: Summary) -> Figure:
                 "cliponaxis": False,
                 "textfont": {"color": "--soft", "size": 12.5},
                 "marker": {"color": "--accent"},
-                "hovertemplate": "%{y}: %{text}<extra></extra>",
+                "customdata": [more(line) for line in lines],
+                "hovertemplate": "%{customdata}<extra></extra>",
             }
         ],
         "layout": {
@@ -209,7 +227,7 @@ def cost(summary: Summary) -> Figure:
 def faults(summary: Summary) -> Figure:
     """What went wrong: decisions that met each fault, answered all the same or not."""
     lines = sorted(summary.faults, key=lambda line: line.decisions)
-    names = [line.error_type.replace("_", " ") for line in lines]
+    names = [fault_name(line.error_type) for line in lines]
     return {
         "data": [
             {
@@ -237,7 +255,7 @@ def faults(summary: Summary) -> Figure:
         ],
         "layout": {
             "barmode": "stack",
-            "height": 60 + 27 * max(len(lines), 6),
+            "height": 60 + 27 * max(len(lines), sum(1 for m in summary.models if m.answered)),
             "bargap": 0.35,
             "showlegend": True,
             "legend": {"orientation": "h", "y": -0.04, "x": 0, "traceorder": "normal"},

@@ -147,9 +147,9 @@ AGENTS = (
     Agent("globex", "analyst", "reasoning", .12, .87,
           ("claude-3.5-sonnet", "gpt-4-turbo", "claude-3-opus", "gpt-4o")),
     Agent("initech", "reviewer", "code", .15, .75,
-          ("mistral-large", "command-r-plus", "gemini-1.5-pro", "gpt-4o")),
+          ("mistral-large", "command-r-plus", "gemini-1.5-pro", "gpt-4o"), listed_order=True),
     Agent("initech", "contracts", "extraction", .08, .80,
-          ("gpt-4", "gpt-4-turbo", "claude-3.5-sonnet"), listed_order=True, max_tokens=4_096),
+          ("gpt-4", "gpt-4-turbo"), listed_order=True, max_tokens=4_096),
     Agent("initech", "audit", "reasoning", .01, .95,
           ("claude-3.5-sonnet", "claude-3-opus", "gpt-4")),
 )  # fmt: skip

@@ -96,8 +96,8 @@ async def _listen(
     while len(writer.wrote) - len(writer.closed) < in_flight:
         line = await process.stdout.readline()
         if not line:
-            trouble = (await process.stderr.read()).decode(errors="replace").strip()
-            raise WriterError("the writer ended by itself: " + trouble[-2000:])
+            trouble = (await process.stderr.read()).decode(errors="replace").splitlines()
+            raise WriterError("the writer ended by itself: " + " ".join(trouble[-3:]))
         for what, key in json.loads(line).items():
             (writer.wrote if what == "wrote" else writer.closed).add(UUID(key))
 

@@ -65,7 +65,7 @@ class Incident:
 
 
 INCIDENTS = (
-    Incident("openai", 0.22, 0.27, "rate_limit", 0.55),
+    Incident("openai", 0.22, 0.27, "rate_limit", 0.70),
     Incident("anthropic", 0.50, 0.56, "overloaded", 0.70),
     Incident("mistral", 0.76, 0.82, "server_error", 0.85),
 )

@@ -37,12 +37,17 @@ class Replay:
     right: dict[str, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
     counts: Counter[str] = field(default_factory=Counter)
 
-    async def run(self, requests: Iterable[Request], concurrency: int) -> None:
-        """Serve all requests, ``concurrency`` of them at a time."""
+    async def run(
+        self, requests: Iterable[Request], concurrency: int, budget_s: float = float("inf")
+    ) -> None:
+        """Serve the requests, ``concurrency`` at a time; none is begun after ``budget_s``."""
         waiting = iter(requests)
+        deadline = perf_counter() + budget_s
 
         async def work() -> None:
             for request in waiting:
+                if perf_counter() > deadline:
+                    return
                 await self._serve_client(request)
                 self.counts["requests"] += 1
 

@@ -43,16 +43,11 @@ def _body(summary: Summary) -> str:
         _card(
             "timeline",
             "Every decision, by how it ended",
-            "Counted in minutes of the traffic. Shaded: a provider's bad spell. A decision is"
-            " written before its provider is called, so each bar is complete, whatever happened"
-            " afterwards.",
+            f"One bar is {_width(summary.slice_s)} of the traffic. Shaded: a provider's bad spell."
+            " A decision is written before its provider is called, so every bar is complete,"
+            " whatever happened afterwards.",
         ),
-        _card(
-            "flow",
-            "From the first choice to the model that answered",
-            "Grey went straight through. Amber was turned away by the first choice and answered by"
-            " another candidate. Red was not answered, and is closed all the same.",
-        ),
+        _card("flow", "When the first attempt failed", _flow_note(summary)),
         '<div class="pair">',
         _card("cost", "Cost by model", _cost_note(summary)),
         _card("faults", "What went wrong, in decisions", _fault_note(summary)),
@@ -65,6 +60,13 @@ def _body(summary: Summary) -> str:
     return "\n".join(sections)
 
 
+def _width(s: int) -> str:
+    for unit, unit_s in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if s >= unit_s:
+            return plural(s // unit_s, unit)
+    return plural(s, "second")
+
+
 def _card(chart: str, title: str, note: str, more: str = "") -> str:
     return (
         f'<section class="card"><h2>{escape(title)}</h2><p class="note">{note}</p>'
@@ -73,20 +75,21 @@ def _card(chart: str, title: str, note: str, more: str = "") -> str:
 
 
 def _header(s: Summary) -> str:
+    orphans = f"<b>{plural(s.orphans, 'orphan')}</b>"
     if s.ok:
         mark, verdict = '<span class="mark">✓</span>', "The books are in order."
-        problems = ""
+        left = f"What is left: {orphans}, and every row closed with its reason."
     else:
         mark, verdict = '<span class="mark bad">✗</span>', "The books are not in order."
         items = "".join(f"<li>{escape(problem)}</li>" for problem in s.problems)
-        problems = f'<ul class="problems">{items}</ul>'
+        left = f'What is left: {orphans}, and this:</p><ul class="problems">{items}</ul><p>'
+    synthetic = " The traffic is synthetic." if s.traffic.synthetic else ""
     return (
         f'<header><div class="name">routeledger {escape(s.version)} · demo</div>'
         f"<h1>{mark}{verdict}</h1>"
         f'<p class="lead"><b>{plural(s.decisions, "decision")}</b> went to providers that'
         " throttle, fail, stall and refuse; clients hung up, and one writer was killed in the"
-        f" middle of its work. <b>{plural(s.orphans, 'orphan')}</b> are left, and every row is"
-        f" closed with its reason.</p>{problems}</header>"
+        f" middle of its work. {left}{synthetic}</p></header>"
     )
 
 
@@ -120,6 +123,15 @@ def _tiles(s: Summary) -> str:
     )
 
 
+def _flow_note(s: Summary) -> str:
+    straight = plural(s.endings.get("first attempt", 0), "decision")
+    return (
+        "The first choice, what went wrong there, and who answered. Green: the same model, at a"
+        " later try. Amber: another candidate. Red: nobody, and the decision is closed all the"
+        f" same. The {straight} answered at once are not drawn."
+    )
+
+
 def _cost_note(s: Summary) -> str:
     note = "Computed in the database from dated prices."
     if s.unpriced:
@@ -141,12 +153,13 @@ def _fault_note(s: Summary) -> str:
 def _victim(s: Summary) -> str:
     v = s.victim
     kept = v.abandoned_and_linked == v.in_flight
+    by_itself = f"{number(v.completed)} were answered and closed"
+    kept_so = f"{number(v.abandoned_and_linked)} of {number(v.in_flight)} stand as abandoned"
     steps = (
         (
             "",
             f"{plural(v.written, 'decision')} written",
-            f"by process {v.pid}, with leases of {seconds(v.lease_s)};"
-            f" {number(v.completed)} were answered and closed",
+            f"by process {v.pid}, with leases of {seconds(v.lease_s)}; {by_itself}",
         ),
         (
             "kill",
@@ -157,8 +170,7 @@ def _victim(s: Summary) -> str:
         (
             "done" if kept else "kill",
             f"The reaper closes {number(v.reaped)}",
-            f"{number(v.abandoned_and_linked)} of {number(v.in_flight)} stand as abandoned, each"
-            " linked to the attempt it died in",
+            f"{kept_so}, each linked to the attempt it died in",
         ),
     )
     items = "".join(
@@ -237,8 +249,9 @@ def _reconciliation(s: Summary) -> str:
 
 
 def _footer(s: Summary) -> str:
-    traffic = f"{plural(s.traffic.requests, 'request')}: {s.traffic.label}"
-    traffic += ", generated to the shape of recorded traffic" if s.traffic.synthetic else ""
+    count = plural(s.traffic.requests, "request")
+    origin = f"synthetic, from a {s.traffic.label}" if s.traffic.synthetic else s.traffic.label
+    traffic = f"{count}: {origin}"
     phases = ", ".join(f"{phase.name} {seconds(phase.seconds)}" for phase in s.phases)
     facts = {
         "Server": s.server.description,

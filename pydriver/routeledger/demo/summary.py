@@ -82,27 +82,38 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """``n`` decisions whose first choice was ``first`` and which ended at ``end``: a model, or
-    an ending such as 'failed'."""
+    """``n`` decisions whose first attempt, at ``first``, failed with ``fault``, and which ended
+    at ``end``: the model that answered, or an ending such as 'failed'."""
 
     first: str
+    fault: str
     end: str
     n: int
 
 
 @dataclass(frozen=True, slots=True)
-class Minute:
-    """Decisions of one minute of the trace, by ending."""
+class Slice:
+    """Decisions by ending, of a stretch of the traffic that begins ``begins_s`` into it."""
 
-    minute: int
+    begins_s: float
     endings: dict[str, int]
+
+
+SLICES_S = (1, 5, 10, 30, 60, 300, 600, 1_800, 3_600, 10_800, 21_600, 86_400)
+
+
+def slice_width(span_s: float) -> int:
+    """How long a slice of the timeline is, so that there are at most about seventy."""
+    return next((width for width in SLICES_S if span_s / width <= 70), SLICES_S[-1])
 
 
 @dataclass(frozen=True, slots=True)
 class Incident:
+    """A provider's bad spell, in seconds from the beginning of the traffic."""
+
     label: str
-    begins_minute: float
-    ends_minute: float
+    begins_s: float
+    ends_s: float
 
 
 # The edges, in ms, of the histogram's bins: ten to a factor of ten, from 0.1 ms to 10 s.
@@ -223,7 +234,8 @@ class Summary:
     models: tuple[ModelLine, ...]
     faults: tuple[Fault, ...]
     flows: tuple[Flow, ...]
-    minutes: tuple[Minute, ...]
+    slice_s: int
+    slices: tuple[Slice, ...]
     incidents: tuple[Incident, ...]
     latencies: tuple[Latency, ...]
     victim: Victim

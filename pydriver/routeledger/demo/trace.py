@@ -215,7 +215,11 @@ def generate(n: int, seed: int = 1) -> Trace:
         requests.append(Request(i, round(at, 7), round(context), max(1, round(generated))))
         rate = RATE_PER_MINUTE[int(at / STEP_S) % len(RATE_PER_MINUTE)] / 60.0
         at += rng.expovariate(rate)
-    return Trace(label=f"synthetic traffic (seed {seed})", synthetic=True, requests=tuple(requests))
+    return Trace(
+        label=f"generator with the shape of real traffic (seed {seed})",
+        synthetic=True,
+        requests=tuple(requests),
+    )
 
 
 def _quantile(levels: Sequence[float], values: Sequence[float], u: float) -> float:

@@ -13,7 +13,8 @@ import asyncio
 import json
 import os
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta
+from threading import Thread
 from typing import Any
 
 from routeledger import AsyncLedger
@@ -36,6 +37,7 @@ async def serve(ledger: AsyncLedger, job: dict[str, Any], n: int) -> None:
         candidates=job["candidates"][n % len(job["candidates"])],
         lease=timedelta(seconds=job["lease_s"]),
         traffic_class="replay",
+        event_at=datetime.fromisoformat(job["event_at"]),
     ) as decision:
         say(wrote=str(decision.id))
         async for attempt in decision.attempts():
@@ -49,13 +51,14 @@ async def serve(ledger: AsyncLedger, job: dict[str, Any], n: int) -> None:
 
 def leave_with_parent() -> None:
     """Runs in a thread of its own: blocks until the parent's end of the pipe is closed."""
-    sys.stdin.read()
+    while os.read(0, 4096):
+        pass
     os._exit(3)
 
 
 async def main() -> None:
     job = json.loads(sys.stdin.readline())
-    asyncio.get_running_loop().run_in_executor(None, leave_with_parent)
+    Thread(target=leave_with_parent, daemon=True).start()
     async with await AsyncLedger.connect(job["dsn"], max_size=4) as ledger:
         requests = set()
         n = 0
