@@ -72,9 +72,7 @@ async def async_round(dsn: str, seconds: float, callers: int, *, coalesce: bool)
             t0 = time.perf_counter()
             decision = await ledger.insert_decision(**DECISION)
             t1 = time.perf_counter()
-            await ledger.complete_decision(
-                id=decision.id, attempt_id=decision.attempt_id, **USAGE
-            )
+            await ledger.complete_decision(id=decision.id, attempt_id=decision.attempt_id, **USAGE)
             t2 = time.perf_counter()
             out.calls.append(t1 - t0)
             out.calls.append(t2 - t1)
@@ -105,16 +103,12 @@ def sync_round(dsn: str, seconds: float, callers: int, *, coalesce: bool) -> Rou
                 t0 = time.perf_counter()
                 decision = ledger.insert_decision(**DECISION)
                 t1 = time.perf_counter()
-                ledger.complete_decision(
-                    id=decision.id, attempt_id=decision.attempt_id, **USAGE
-                )
+                ledger.complete_decision(id=decision.id, attempt_id=decision.attempt_id, **USAGE)
                 t2 = time.perf_counter()
                 out.calls += (t1 - t0, t2 - t1)
 
         start = time.perf_counter()
-        threads = [
-            threading.Thread(target=caller, args=(start + seconds,)) for _ in range(callers)
-        ]
+        threads = [threading.Thread(target=caller, args=(start + seconds,)) for _ in range(callers)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -166,9 +160,7 @@ def measure(dsn: str, *, callers: int, seconds: float, rounds: int, threads: int
         "seconds": seconds,
         "sides": sides,
         "ratio": round(coalesced / best_single, 2),
-        "ratio_same_client": round(
-            coalesced / sides["one_by_one_asyncio"]["cycles_per_second"], 2
-        ),
+        "ratio_same_client": round(coalesced / sides["one_by_one_asyncio"]["cycles_per_second"], 2),
         "target": 15.0,
     }
 

@@ -8,7 +8,7 @@
 -- transaction, as any role that may create a schema in this database (or owns an empty one of that name).
 -- Running it again at the same version changes nothing.
 
-begin;
+begin isolation level read committed;
 
 set local search_path = pg_catalog, pg_temp;
 set local client_min_messages = warning;
@@ -16,6 +16,7 @@ set local check_function_bodies = on;
 
 do $pre$
 declare
+  v_schema record;
   v_version text;
 begin
   if current_setting('server_version_num')::integer < 150000 then
@@ -28,29 +29,33 @@ begin
 
   -- Installers queue here, so that twenty at once do the work once. Without a time limit: a waiting
   -- installer is doing no harm, and the one it waits for holds no lock that a reader or writer needs.
+  -- After it only queries are asked what exists: a name look-up might answer from before the wait.
   perform pg_advisory_xact_lock(hashtextextended('routeledger.install', 0));
   set local lock_timeout = '15s';
 
-  if to_regnamespace('routeledger') is null then
+  select n.oid, n.nspowner::regrole as owner, pg_has_role(n.nspowner, 'member') as ours into v_schema
+  from pg_namespace n
+  where n.nspname = 'routeledger';
+  if not found then
     execute 'create schema routeledger';
     return;
   end if;
 
-  if to_regprocedure('routeledger.version()') is null then
-    if exists (select from pg_class c where c.relnamespace = 'routeledger'::regnamespace)
-      or exists (select from pg_proc p where p.pronamespace = 'routeledger'::regnamespace)
-    then
-      raise exception using
-        errcode = 'RL901',
-        message = 'a schema named routeledger exists and is not ours',
-        detail = jsonb_build_object(
-          'owner', (select n.nspowner::regrole from pg_namespace n where n.nspname = 'routeledger'))::text,
-        hint = 'Rename or drop that schema, or install into another database.';
-    end if;
-    return;
+  -- The version is read from the source of version(), not by calling it: it may be a stranger's.
+  select substring(p.prosrc from '''([0-9.]+)''') into v_version
+  from pg_proc p
+  where p.pronamespace = v_schema.oid and p.proname = 'version' and p.pronargs = 0;
+  if not v_schema.ours
+    or (v_version is null and (
+      exists (select from pg_class c where c.relnamespace = v_schema.oid)
+      or exists (select from pg_proc p where p.pronamespace = v_schema.oid)))
+  then
+    raise exception using
+      errcode = 'RL901',
+      message = 'a schema named routeledger exists and is not ours',
+      detail = jsonb_build_object('owner', v_schema.owner)::text,
+      hint = 'Rename or drop that schema, install as its owner, or install into another database.';
   end if;
-
-  execute 'select routeledger.version()' into v_version;
   if v_version <> '0.1.0' then
     raise exception using
       errcode = 'RL902',
@@ -157,7 +162,7 @@ as $$
     ('RL503', 'too_many_attempts', 'this decision has used up its attempts',
       'Give up with complete_decision(failed), or raise retry_max_attempts with routeledger.configure().', false),
     ('RL901', 'schema_not_ours', 'a schema named routeledger exists and is not ours',
-      'Rename or drop that schema, or install into another database.', false),
+      'Rename or drop that schema, install as its owner, or install into another database.', false),
     ('RL902', 'other_version_installed', 'another version of routeledger is installed',
       'Run `routeledger plan` to see the way from that version to this one, then `routeledger upgrade`.', false),
     ('RL903', 'server_too_old', 'routeledger needs PostgreSQL 15 or later',
@@ -714,8 +719,10 @@ create table if not exists routeledger.model_prices (
   constraint model_prices_pkey primary key (model_slug, valid_from),
   constraint model_prices_model_slug_fkey foreign key (model_slug) references routeledger.models (model_slug) on delete cascade,
   constraint model_prices_not_negative_check check (
-    input_usd_per_mtok between 0 and 1000000000 and output_usd_per_mtok between 0 and 1000000000
-    and cache_read_usd_per_mtok between 0 and 1000000000 and cache_creation_usd_per_mtok between 0 and 1000000000)
+    input_usd_per_mtok >= 0 and input_usd_per_mtok <= 1000000000
+    and output_usd_per_mtok >= 0 and output_usd_per_mtok <= 1000000000
+    and cache_read_usd_per_mtok >= 0 and cache_read_usd_per_mtok <= 1000000000
+    and cache_creation_usd_per_mtok >= 0 and cache_creation_usd_per_mtok <= 1000000000)
 );
 
 do $types$
@@ -955,8 +962,9 @@ $$;
 
 -- Brings models and dated prices in, each row once: a row that says what is stored already is `replayed`,
 -- anything else in it replaces what was stored for that model or that (model, valid_from). A field that is
--- absent or null leaves what is known about the model as it is. Of two rows for one (model, valid_from)
--- in a call the later one wins. One bad row never fails its neighbours.
+-- absent or null leaves what is known about the model as it is, and so does a row that is dated before
+-- another price of that model. Of two rows for one (model, valid_from) in a call the later one wins. One
+-- bad row never fails its neighbours.
 -- valid_from defaults to the epoch: in force always. base_model defaults to the slug's last path segment.
 -- Locks: one writer at a time (share row exclusive on models), rows by slug. Errors: RL101, RL107, RL501; per row RL101, RL103, RL107, RL108, RL109.
 create or replace function routeledger.import_models(
@@ -1037,7 +1045,9 @@ begin
            coalesce(excluded.expected_latency_ms, m.expected_latency_ms), coalesce(excluded.max_input_tokens, m.max_input_tokens),
            coalesce(excluded.max_output_tokens, m.max_output_tokens), coalesce(excluded.deprecated_at, m.deprecated_at))
       is distinct from (m.provider, m.brand_slug, m.base_model, m.mode, m.q_prior, m.enrolled,
-           m.expected_latency_ms, m.max_input_tokens, m.max_output_tokens, m.deprecated_at);
+           m.expected_latency_ms, m.max_input_tokens, m.max_output_tokens, m.deprecated_at)
+      and not exists (
+        select from routeledger.model_prices q where q.model_slug = v_row.model_slug and q.valid_from > v_row.valid_from);
     v_one := found;
 
     insert into routeledger.model_prices as p (
@@ -4236,7 +4246,7 @@ from (
     where i.tenant_id = o.tenant_id and i.outcome_id = o.id
   ) a
   union all
-  select i.tenant_id, i.outcome_id, i.id, 'attempt without a decision', i.created_at
+  select i.tenant_id, i.outcome_id, i.id as inference_id, 'attempt without a decision' as reason, i.created_at
   from routeledger.inferences i
   where not exists (
     select from routeledger.routing_outcomes o where o.tenant_id = i.tenant_id and o.id = i.outcome_id)
@@ -4738,7 +4748,7 @@ comment on function routeledger._flag_prices(p_base_models text[]) is
 Locks: the price rows that change. Errors: none.';
 
 comment on function routeledger.import_models(p_rows jsonb) is
-'Brings models and dated prices in, each row once: a row that says what is stored already is `replayed`, anything else in it replaces what was stored for that model or that (model, valid_from). A field that is absent or null leaves what is known about the model as it is. Of two rows for one (model, valid_from) in a call the later one wins. One bad row never fails its neighbours. valid_from defaults to the epoch: in force always. base_model defaults to the slug''s last path segment.
+'Brings models and dated prices in, each row once: a row that says what is stored already is `replayed`, anything else in it replaces what was stored for that model or that (model, valid_from). A field that is absent or null leaves what is known about the model as it is, and so does a row that is dated before another price of that model. Of two rows for one (model, valid_from) in a call the later one wins. One bad row never fails its neighbours. valid_from defaults to the epoch: in force always. base_model defaults to the slug''s last path segment.
 Locks: one writer at a time (share row exclusive on models), rows by slug. Errors: RL101, RL107, RL501; per row RL101, RL103, RL107, RL108, RL109.';
 
 comment on function routeledger._after_failure(p_settings routeledger.settings, p_http_status integer, p_attempts integer, p_retry_after_ms bigint, p_random double precision) is

@@ -34,6 +34,10 @@ PAIRS: list[tuple[str, str]] = [
     ("pydriver/routeledger/_coalesce_async.py", "pydriver/routeledger/_coalesce_sync.py"),
     ("pydriver/routeledger/_replay_async.py", "pydriver/routeledger/_replay_sync.py"),
     ("tests/integration/test_driver_async.py", "tests/integration/test_driver_sync.py"),
+    (
+        "tests/integration/test_driver_spool_async.py",
+        "tests/integration/test_driver_spool_sync.py",
+    ),
 ]
 
 # identifiers, wherever they stand; also the content of a string that is exactly one of them, and

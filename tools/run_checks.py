@@ -28,8 +28,7 @@ def stages() -> dict[str, list[str]]:
         "mypy": [str(BIN / "mypy"), "pydriver", "tools"],
         "sqlfluff": [str(BIN / "sqlfluff"), "lint", "--processes", "2", "sql/src"],
     }
-    pgspot = REPO / ".venv-pgspot" / "bin" / "pgspot"
-    todo["pgspot"] = [str(pgspot), "sql/routeledger.sql"]
+    todo["pgspot"] = [python, "-m", "tools.run_pgspot"]
     upgrades = sorted(sql.glob("routeledger--*--*.sql"))
     if upgrades:
         todo["squawk"] = [

@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     for major in options.major or majors_requested():
         try:
             passed &= run(major, options)
-        except ServerMissingError as error:
+        except ServerMissingError as error:  # noqa: PERF203
             print(f"run_isolation: {error}", file=sys.stderr)
             passed = False
     return 0 if passed else 1

@@ -296,7 +296,7 @@ def main(argv: list[str] | None = None) -> int:
     for major in options.major or majors_requested():
         try:
             passed &= run(major, options)
-        except (PgtapError, ServerMissingError) as error:
+        except (PgtapError, ServerMissingError) as error:  # noqa: PERF203
             print(f"run_pgtap: {error}", file=sys.stderr)
             passed = False
     return 0 if passed else 1

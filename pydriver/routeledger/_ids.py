@@ -1,4 +1,5 @@
-"""UUIDs of version 7 (RFC 9562): 48 bits of Unix milliseconds, then 74 random bits."""
+"""UUIDs of version 7 (RFC 9562, method 3): 48 bits of Unix milliseconds, 12 bits of the
+millisecond's fraction, 62 random bits: later ids sort later, to a quarter of a microsecond."""
 
 from __future__ import annotations
 
@@ -20,10 +21,9 @@ class IdMaker:
 
     def __call__(self) -> str:
         """A fresh id in the canonical text form."""
-        ms = time.time_ns() // 1_000_000 + self.skew_ms
-        noise = int.from_bytes(os.urandom(10), "big")
+        ms, ns = divmod(time.time_ns(), 1_000_000)
         h = (
-            f"{ms:012x}7{noise & 0xFFF:03x}"
-            f"{0x8000 | (noise >> 12) & 0x3FFF:04x}{noise >> 32 & 0xFFFFFFFFFFFF:012x}"
+            f"{ms + self.skew_ms:012x}{0x7000 | ns * 4096 // 1_000_000:x}"
+            f"{int.from_bytes(os.urandom(8), 'big') >> 2 | 1 << 63:x}"
         )
         return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"

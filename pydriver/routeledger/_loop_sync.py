@@ -24,7 +24,6 @@ Leaving the decision block before any attempt block was entered closes the decis
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +37,7 @@ from . import _routines
 from ._classify import MESSAGE_LIMIT, Failure, classify
 from ._codec import Row, clean_text
 from ._threads import Cancelled, Later, Timer, run_blocking, shielded, sleep
-from .errors import DecisionNotFound, LeaseLost, LedgerBusy, LedgerError, LedgerUnavailable
+from .errors import LeaseLost, LedgerBusy, LedgerError, LedgerUnavailable
 from .types import Candidate, Completion, Decision, DecisionOutcome, NextStep, OutcomeStatus
 
 if TYPE_CHECKING:
@@ -343,8 +342,7 @@ class OpenDecision:
         try:
             decision = self._ledger._submit(_routines.INSERT_DECISION, row)
         except Cancelled:
-            # It may have been written, or may yet be: close it in that case.
-            self._quietly(self._close_unseen)
+            self._quietly(self._close_unseen, row)
             raise
         except _OFFLINE as exc:
             if self._ledger._spool is None:
@@ -509,15 +507,18 @@ class OpenDecision:
         except LedgerError as exc:
             logger.warning("decision %s could not be closed: %s", self.id, exc)
 
-    def _close_unseen(self) -> None:
-        row = {
-            **self._key(),
-            "outcome_status": "failed",
-            "error_type": "cancelled",
-            "decision_rule_override": "not_dispatched",
-        }
-        with contextlib.suppress(DecisionNotFound):
-            self._ledger._submit(_routines.COMPLETE_DECISION, row)
+    def _close_unseen(self, row: Row) -> None:
+        """Close a decision whose insert was interrupted. The insert may still be under way on its
+        connection: the same call again waits for it, and makes sure of it."""
+        decision = self._ledger._submit(_routines.INSERT_DECISION, row)
+        if not decision.rejected:
+            closing = {
+                **self._key(),
+                "outcome_status": "failed",
+                "error_type": "cancelled",
+                "decision_rule_override": "not_dispatched",
+            }
+            self._ledger._submit(_routines.COMPLETE_DECISION, closing)
 
     # -- writes --
 

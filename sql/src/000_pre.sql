@@ -4,7 +4,7 @@
 -- transaction, as any role that may create a schema in this database (or owns an empty one of that name).
 -- Running it again at the same version changes nothing.
 
-begin;
+begin isolation level read committed;
 
 set local search_path = pg_catalog, pg_temp;
 set local client_min_messages = warning;
@@ -12,6 +12,7 @@ set local check_function_bodies = on;
 
 do $pre$
 declare
+  v_schema record;
   v_version text;
 begin
   if current_setting('server_version_num')::integer < 150000 then
@@ -24,29 +25,33 @@ begin
 
   -- Installers queue here, so that twenty at once do the work once. Without a time limit: a waiting
   -- installer is doing no harm, and the one it waits for holds no lock that a reader or writer needs.
+  -- After it only queries are asked what exists: a name look-up might answer from before the wait.
   perform pg_advisory_xact_lock(hashtextextended('routeledger.install', 0));
   set local lock_timeout = '15s';
 
-  if to_regnamespace('routeledger') is null then
+  select n.oid, n.nspowner::regrole as owner, pg_has_role(n.nspowner, 'member') as ours into v_schema
+  from pg_namespace n
+  where n.nspname = 'routeledger';
+  if not found then
     execute 'create schema routeledger';
     return;
   end if;
 
-  if to_regprocedure('routeledger.version()') is null then
-    if exists (select from pg_class c where c.relnamespace = 'routeledger'::regnamespace)
-      or exists (select from pg_proc p where p.pronamespace = 'routeledger'::regnamespace)
-    then
-      raise exception using
-        errcode = 'RL901',
-        message = 'a schema named routeledger exists and is not ours',
-        detail = jsonb_build_object(
-          'owner', (select n.nspowner::regrole from pg_namespace n where n.nspname = 'routeledger'))::text,
-        hint = 'Rename or drop that schema, or install into another database.';
-    end if;
-    return;
+  -- The version is read from the source of version(), not by calling it: it may be a stranger's.
+  select substring(p.prosrc from '''([0-9.]+)''') into v_version
+  from pg_proc p
+  where p.pronamespace = v_schema.oid and p.proname = 'version' and p.pronargs = 0;
+  if not v_schema.ours
+    or (v_version is null and (
+      exists (select from pg_class c where c.relnamespace = v_schema.oid)
+      or exists (select from pg_proc p where p.pronamespace = v_schema.oid)))
+  then
+    raise exception using
+      errcode = 'RL901',
+      message = 'a schema named routeledger exists and is not ours',
+      detail = jsonb_build_object('owner', v_schema.owner)::text,
+      hint = 'Rename or drop that schema, install as its owner, or install into another database.';
   end if;
-
-  execute 'select routeledger.version()' into v_version;
   if v_version <> '0.1.0' then
     raise exception using
       errcode = 'RL902',

@@ -70,7 +70,7 @@ as $$
     ('RL503', 'too_many_attempts', 'this decision has used up its attempts',
       'Give up with complete_decision(failed), or raise retry_max_attempts with routeledger.configure().', false),
     ('RL901', 'schema_not_ours', 'a schema named routeledger exists and is not ours',
-      'Rename or drop that schema, or install into another database.', false),
+      'Rename or drop that schema, install as its owner, or install into another database.', false),
     ('RL902', 'other_version_installed', 'another version of routeledger is installed',
       'Run `routeledger plan` to see the way from that version to this one, then `routeledger upgrade`.', false),
     ('RL903', 'server_too_old', 'routeledger needs PostgreSQL 15 or later',

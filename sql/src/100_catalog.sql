@@ -38,8 +38,10 @@ create table if not exists routeledger.model_prices (
   constraint model_prices_pkey primary key (model_slug, valid_from),
   constraint model_prices_model_slug_fkey foreign key (model_slug) references routeledger.models (model_slug) on delete cascade,
   constraint model_prices_not_negative_check check (
-    input_usd_per_mtok between 0 and 1000000000 and output_usd_per_mtok between 0 and 1000000000
-    and cache_read_usd_per_mtok between 0 and 1000000000 and cache_creation_usd_per_mtok between 0 and 1000000000)
+    input_usd_per_mtok >= 0 and input_usd_per_mtok <= 1000000000
+    and output_usd_per_mtok >= 0 and output_usd_per_mtok <= 1000000000
+    and cache_read_usd_per_mtok >= 0 and cache_read_usd_per_mtok <= 1000000000
+    and cache_creation_usd_per_mtok >= 0 and cache_creation_usd_per_mtok <= 1000000000)
 );
 
 do $types$
@@ -279,8 +281,9 @@ $$;
 
 -- Brings models and dated prices in, each row once: a row that says what is stored already is `replayed`,
 -- anything else in it replaces what was stored for that model or that (model, valid_from). A field that is
--- absent or null leaves what is known about the model as it is. Of two rows for one (model, valid_from)
--- in a call the later one wins. One bad row never fails its neighbours.
+-- absent or null leaves what is known about the model as it is, and so does a row that is dated before
+-- another price of that model. Of two rows for one (model, valid_from) in a call the later one wins. One
+-- bad row never fails its neighbours.
 -- valid_from defaults to the epoch: in force always. base_model defaults to the slug's last path segment.
 -- Locks: one writer at a time (share row exclusive on models), rows by slug. Errors: RL101, RL107, RL501; per row RL101, RL103, RL107, RL108, RL109.
 create or replace function routeledger.import_models(
@@ -361,7 +364,9 @@ begin
            coalesce(excluded.expected_latency_ms, m.expected_latency_ms), coalesce(excluded.max_input_tokens, m.max_input_tokens),
            coalesce(excluded.max_output_tokens, m.max_output_tokens), coalesce(excluded.deprecated_at, m.deprecated_at))
       is distinct from (m.provider, m.brand_slug, m.base_model, m.mode, m.q_prior, m.enrolled,
-           m.expected_latency_ms, m.max_input_tokens, m.max_output_tokens, m.deprecated_at);
+           m.expected_latency_ms, m.max_input_tokens, m.max_output_tokens, m.deprecated_at)
+      and not exists (
+        select from routeledger.model_prices q where q.model_slug = v_row.model_slug and q.valid_from > v_row.valid_from);
     v_one := found;
 
     insert into routeledger.model_prices as p (

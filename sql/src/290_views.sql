@@ -138,7 +138,7 @@ from (
     where i.tenant_id = o.tenant_id and i.outcome_id = o.id
   ) a
   union all
-  select i.tenant_id, i.outcome_id, i.id, 'attempt without a decision', i.created_at
+  select i.tenant_id, i.outcome_id, i.id as inference_id, 'attempt without a decision' as reason, i.created_at
   from routeledger.inferences i
   where not exists (
     select from routeledger.routing_outcomes o where o.tenant_id = i.tenant_id and o.id = i.outcome_id)

@@ -90,7 +90,7 @@ comment on function routeledger._flag_prices(p_base_models text[]) is
 Locks: the price rows that change. Errors: none.';
 
 comment on function routeledger.import_models(p_rows jsonb) is
-'Brings models and dated prices in, each row once: a row that says what is stored already is `replayed`, anything else in it replaces what was stored for that model or that (model, valid_from). A field that is absent or null leaves what is known about the model as it is. Of two rows for one (model, valid_from) in a call the later one wins. One bad row never fails its neighbours. valid_from defaults to the epoch: in force always. base_model defaults to the slug''s last path segment.
+'Brings models and dated prices in, each row once: a row that says what is stored already is `replayed`, anything else in it replaces what was stored for that model or that (model, valid_from). A field that is absent or null leaves what is known about the model as it is, and so does a row that is dated before another price of that model. Of two rows for one (model, valid_from) in a call the later one wins. One bad row never fails its neighbours. valid_from defaults to the epoch: in force always. base_model defaults to the slug''s last path segment.
 Locks: one writer at a time (share row exclusive on models), rows by slug. Errors: RL101, RL107, RL501; per row RL101, RL103, RL107, RL108, RL109.';
 
 comment on function routeledger._after_failure(p_settings routeledger.settings, p_http_status integer, p_attempts integer, p_retry_after_ms bigint, p_random double precision) is

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -301,6 +302,32 @@ def test_the_demo_says_what_is_missing(
     result = run("demo", "--json")
     assert result.code == cli.MISSING
     assert "pip install 'routeledger[demo]'" in result.json["error"]["hint"]
+
+
+def test_the_demo_says_what_will_not_do(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoServerError(RuntimeError):
+        message = "no PostgreSQL was found"
+        hint = "set PG_BIN"
+
+    demo = types.ModuleType("routeledger.demo")
+    monkeypatch.setitem(sys.modules, "routeledger.demo", demo)
+    for raised, code in (
+        (NoServerError("x"), cli.MISSING),
+        (RuntimeError("broke"), cli.FINDING),
+        (ValueError("not a trace"), cli.USAGE),
+        (OSError("no such folder"), cli.USAGE),
+    ):
+
+        def fail(*args: object, raised: Exception = raised, **options: object) -> int:
+            raise raised
+
+        monkeypatch.setattr(demo, "run_demo", fail, raising=False)
+        result = run("demo", "--json")
+        assert (result.code, result.json["error"]["name"]) == (code, "demo")
+    monkeypatch.setattr(demo, "run_demo", lambda *args, **options: 1)
+    assert run("demo").code == 1
 
 
 # -- catalog ---------------------------------------------------------------------------------------

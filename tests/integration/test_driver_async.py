@@ -19,8 +19,8 @@ from routeledger._aio import sleep
 from tests.conftest import Database
 
 TENANT = "acme"
-RANKED = ["small", Candidate("large", provider="p", extra={"score": 0.5})]
-USAGE = {"input_tokens": 100, "output_tokens": 20}
+RANKED: list[Any] = ["small", Candidate("large", provider="p", extra={"score": 0.5})]
+USAGE: dict[str, Any] = {"input_tokens": 100, "output_tokens": 20}
 MISSING = UUID("01900000-0000-7000-8000-000000000000")
 
 
@@ -34,9 +34,7 @@ class ProviderError(Exception):
 
 
 @pytest_asyncio.fixture(params=["coalesced", "single"])
-async def async_ledger(
-    request: pytest.FixtureRequest, db: Database
-) -> AsyncIterator[AsyncLedger]:
+async def async_ledger(request: pytest.FixtureRequest, db: Database) -> AsyncIterator[AsyncLedger]:
     """A client of the test's own database, in both ways of writing."""
     async with await AsyncLedger.connect(
         db.dsn_as("admin"), coalesce=request.param == "coalesced", max_size=4
@@ -58,12 +56,10 @@ def books(db: Database) -> dict[str, Any]:
     assert db.execute("select * from routeledger.orphans") == []
     assert db.execute("select * from routeledger.reconciliation where not agrees") == []
     with db.connect() as conn:
-        conn.row_factory = dict_row  # type: ignore[assignment]
+        conn.row_factory = dict_row
         decisions: list[Any] = conn.execute("select * from routeledger.decisions").fetchall()
         assert len(decisions) == 1
-        attempts = conn.execute(
-            "select * from routeledger.attempts order by attempt_no"
-        ).fetchall()
+        attempts = conn.execute("select * from routeledger.attempts order by attempt_no").fetchall()
     return {**decisions[0], "tried": attempts}
 
 
@@ -105,7 +101,7 @@ async def test_a_cycle(async_ledger: AsyncLedger, db: Database) -> None:
         finish_reasons=["stop"],
         response_model="large-2",
         provider_response_id="r1",
-        **USAGE,  # type: ignore[arg-type]
+        **USAGE,
     )
     assert (done.outcome_status, done.attempt_no, done.late, done.created) == (
         "succeeded",
@@ -154,7 +150,7 @@ async def test_repetition_gives_the_first_answer(async_ledger: AsyncLedger, db: 
             id=first.id,
             outcome_status="succeeded",
             attempt_id=first.attempt_id,
-            **USAGE,  # type: ignore[arg-type]
+            **USAGE,
         )
         assert done.created is created
     with pytest.raises(errors.AlreadyCompleted):
@@ -383,7 +379,7 @@ async def test_a_borrowed_connection_is_not_committed(
             id=decision.id,
             outcome_status="succeeded",
             conn=conn,
-            **USAGE,  # type: ignore[arg-type]
+            **USAGE,
         )
         assert len(await async_ledger.decisions(conn=conn)) == 1
         assert await async_ledger.decisions() == []
@@ -527,9 +523,7 @@ async def test_loop_rejected_has_no_attempts(async_ledger: AsyncLedger, db: Data
     assert books(db)["outcome_status"] == "rejected"
 
 
-async def test_leaving_by_break_inside_the_attempt(
-    async_ledger: AsyncLedger, db: Database
-) -> None:
+async def test_leaving_by_break_inside_the_attempt(async_ledger: AsyncLedger, db: Database) -> None:
     async with async_ledger.decision(tenant_id=TENANT, candidates=RANKED) as decision:
         async for attempt in decision.attempts():
             async with attempt:
@@ -609,9 +603,7 @@ async def test_interrupts_close_the_books(
     assert books(db)["tried"][0]["error_type"] == "cancelled"
 
 
-async def test_a_closed_generator_closes_the_books(
-    async_ledger: AsyncLedger, db: Database
-) -> None:
+async def test_a_closed_generator_closes_the_books(async_ledger: AsyncLedger, db: Database) -> None:
     async def stream() -> AsyncIterator[str]:
         async with async_ledger.decision(tenant_id=TENANT, candidates=RANKED) as decision:
             async for attempt in decision.attempts():
@@ -645,9 +637,7 @@ async def test_a_refused_decision_is_the_callers_error(async_ledger: AsyncLedger
             pytest.fail("the block must not run")
 
 
-async def test_the_heartbeat_keeps_the_reaper_away(
-    async_ledger: AsyncLedger, db: Database
-) -> None:
+async def test_the_heartbeat_keeps_the_reaper_away(async_ledger: AsyncLedger, db: Database) -> None:
     async with async_ledger.decision(
         tenant_id=TENANT, candidates=RANKED, lease=timedelta(seconds=1)
     ) as decision:
@@ -750,9 +740,7 @@ async def test_a_closed_client_refuses(db: Database) -> None:
         await ledger.version()
 
 
-async def test_a_killed_backend_is_replaced_unseen(
-    async_ledger: AsyncLedger, db: Database
-) -> None:
+async def test_a_killed_backend_is_replaced_unseen(async_ledger: AsyncLedger, db: Database) -> None:
     await async_ledger.version()
     for _ in range(3):
         db.execute(

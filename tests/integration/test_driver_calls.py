@@ -45,8 +45,10 @@ def signature(db: Database, name: str) -> dict[str, Any]:
     rows = db.execute(
         """
         select p.proargnames, p.proargmodes::text[], p.pronargs,
-          array(select format_type(t, null) from unnest(coalesce(p.proallargtypes, p.proargtypes::oid[]))
-                with ordinality u (t, n) order by n),
+          array(
+            select format_type(t, null)
+            from unnest(coalesce(p.proallargtypes, p.proargtypes::oid[])) with ordinality u (t, n)
+            order by n),
           p.pronargdefaults, pg_get_function_arguments(p.oid)
         from pg_proc p
         where p.pronamespace = 'routeledger'::regnamespace and p.proname = %s
@@ -72,9 +74,7 @@ def test_calls_are_the_routines(db: Database, constant: str) -> None:
 
 
 @pytest.mark.parametrize("routine", _routines.ROUTINES.values(), ids=lambda r: str(r.name))
-def test_defaults_are_those_of_the_routine(
-    db: Database, routine: _routines.Routine[Any]
-) -> None:
+def test_defaults_are_those_of_the_routine(db: Database, routine: _routines.Routine[Any]) -> None:
     found = signature(db, routine.name)
     optional = [n.removeprefix("p_") for n, _ in found["inputs"][found["required"] :]]
     assert sorted(routine.defaults) == sorted(optional)

@@ -19,8 +19,8 @@ from routeledger._threads import sleep
 from tests.conftest import Database
 
 TENANT = "acme"
-RANKED = ["small", Candidate("large", provider="p", extra={"score": 0.5})]
-USAGE = {"input_tokens": 100, "output_tokens": 20}
+RANKED: list[Any] = ["small", Candidate("large", provider="p", extra={"score": 0.5})]
+USAGE: dict[str, Any] = {"input_tokens": 100, "output_tokens": 20}
 MISSING = UUID("01900000-0000-7000-8000-000000000000")
 
 
@@ -56,7 +56,7 @@ def books(db: Database) -> dict[str, Any]:
     assert db.execute("select * from routeledger.orphans") == []
     assert db.execute("select * from routeledger.reconciliation where not agrees") == []
     with db.connect() as conn:
-        conn.row_factory = dict_row  # type: ignore[assignment]
+        conn.row_factory = dict_row
         decisions: list[Any] = conn.execute("select * from routeledger.decisions").fetchall()
         assert len(decisions) == 1
         attempts = conn.execute("select * from routeledger.attempts order by attempt_no").fetchall()
@@ -101,7 +101,7 @@ def test_a_cycle(ledger: Ledger, db: Database) -> None:
         finish_reasons=["stop"],
         response_model="large-2",
         provider_response_id="r1",
-        **USAGE,  # type: ignore[arg-type]
+        **USAGE,
     )
     assert (done.outcome_status, done.attempt_no, done.late, done.created) == (
         "succeeded",
@@ -150,7 +150,7 @@ def test_repetition_gives_the_first_answer(ledger: Ledger, db: Database) -> None
             id=first.id,
             outcome_status="succeeded",
             attempt_id=first.attempt_id,
-            **USAGE,  # type: ignore[arg-type]
+            **USAGE,
         )
         assert done.created is created
     with pytest.raises(errors.AlreadyCompleted):
@@ -367,7 +367,7 @@ def test_a_borrowed_connection_is_not_committed(ledger: Ledger, db: Database) ->
             id=decision.id,
             outcome_status="succeeded",
             conn=conn,
-            **USAGE,  # type: ignore[arg-type]
+            **USAGE,
         )
         assert len(ledger.decisions(conn=conn)) == 1
         assert ledger.decisions() == []

@@ -521,7 +521,7 @@ def test_a_pid_file_removed_under_a_living_server(home: Path) -> None:
         pid = server.pid
         assert pid is not None
         (home / "data" / "postmaster.pid").unlink()
-        with pytest.raises(EmbeddedError, match="no postmaster.pid"):
+        with pytest.raises(EmbeddedError, match=r"no postmaster\.pid"):
             embedded(home)
         assert answers(server.dsn)  # not a second server on the same data
         os.kill(pid, signal.SIGQUIT)

@@ -236,8 +236,10 @@ def test_another_role_may_not_mix_its_objects_in(fresh: Server) -> None:
     [
         "create table routeledger.things (id int)",
         "create function routeledger.f() returns int language sql as 'select 1'",
-        ("create function routeledger.version() returns text language plpgsql"
-        " as $$ begin raise exception 'executed'; end $$"),
+        (
+            "create function routeledger.version() returns text language plpgsql"
+            " as $$ begin raise exception 'executed'; end $$"
+        ),
     ],
     ids=["a table", "a function", "a function named version"],
 )
@@ -382,8 +384,10 @@ def test_every_reader_may_verify(db: Database) -> None:
 
 TAMPERED = {
     "a function's body": (
-        ("do $do$ begin execute replace(pg_get_functiondef('routeledger.clock()'::regprocedure),"
-        " '$function$', '$function$ '); end $do$"),
+        (
+            "do $do$ begin execute replace(pg_get_functiondef('routeledger.clock()'::regprocedure),"
+            " '$function$', '$function$ '); end $do$"
+        ),
         "function routeledger.clock()",
     ),
     "a function's pin": (

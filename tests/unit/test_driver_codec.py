@@ -73,6 +73,7 @@ def test_ids_are_uuids_of_version_7_dated_now() -> None:
     make = IdMaker()
     made = [UUID(make()) for _ in range(1000)]
     assert len(set(made)) == 1000
+    assert [m.int >> 64 for m in made] == sorted(m.int >> 64 for m in made)
     for one in made:
         assert (one.version, one.variant) == (7, "specified in RFC 4122")
         assert abs((one.int >> 80) / 1000 - time.time()) < 5

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ def test_append_and_read_back_in_order(tmp_path: Path) -> None:
     assert found[2] is not None
     assert found[2].instead_of == "x"
     assert found[2].row["text"] == "ü\n"
-    assert stat.S_IMODE(os.stat(spool.path.with_name("spool.jsonl.replaying")).st_mode) == 0o600
+    assert stat.S_IMODE(spool.path.with_name("spool.jsonl.replaying").stat().st_mode) == 0o600
 
 
 def test_full_keeps_nothing_of_the_append(tmp_path: Path) -> None:

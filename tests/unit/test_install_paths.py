@@ -88,7 +88,7 @@ def test_an_upgrade_from_nowhere_is_refused() -> None:
 
 def test_the_install_script_is_one_transaction_without_psql_commands() -> None:
     lines = install.install_sql().splitlines()
-    assert lines.count("begin;") == 1
+    assert len([line for line in lines if line.startswith("begin") and line.endswith(";")]) == 1
     assert lines.count("commit;") == 1
     assert not [line for line in lines if line.startswith("\\")]
 

@@ -130,8 +130,7 @@ def test_sync_sorts_formats_and_checks(
     assert gen_sync.main(["--check"], tmp_path) == 1
     assert gen_sync.main([], tmp_path) == 0
     assert (tmp_path / "b.py").read_text() == (
-        "# Generated from a.py by `make sync`. Edit that file, not this one.\n"
-        "import time\n\n\ndef f(x):\n    time.sleep(x)\n"
+        gen_sync.HEADER.format(source="a.py") + "import time\n\n\ndef f(x):\n    time.sleep(x)\n"
     )
     assert gen_sync.main(["--check"], tmp_path) == 0
     assert not (tmp_path / "never.py").exists()

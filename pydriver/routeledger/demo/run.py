@@ -43,6 +43,8 @@ REAP_EVERY_S = 0.5
 PATIENCE_S = 8.0
 """How long after the last lease the reaper is waited for."""
 
+KNOWN_MODELS = "select model_slug from routeledger.current_prices"
+
 BROKEN_BOOKS = 1
 WRONG_USAGE = 2
 NO_SERVER = 6
@@ -174,7 +176,7 @@ class Demo:
         """Something is done: show it, and keep how long it took."""
         took = perf_counter() - began
         self.phases.append(Phase(name, took))
-        self.screen.step(name, text, took)
+        self.screen.step(name, text, took if took >= 0.05 else None)
 
     async def run(self, database: Database) -> Summary:
         tenants = sorted({database.prefix + agent.tenant for agent in AGENTS})
@@ -212,9 +214,7 @@ class Demo:
         if not database.server.private:
             # A catalog that is in use keeps its own prices.
             with psycopg.connect(database.dsn, autocommit=True) as conn:
-                known = {
-                    row[0] for row in conn.execute("select model_slug from routeledger.models")
-                }
+                known = {slug for (slug,) in conn.execute(KNOWN_MODELS)}
             rows = [row for row in rows if row["model_slug"] not in known]
         for result in await ledger.import_models(rows):
             result.unwrap()
@@ -304,7 +304,9 @@ class Demo:
         """What a deployment runs as a cron job: close what nobody will close."""
         while True:
             for tenant in tenants:
-                self.reaped |= {one.id for one in await ledger.reap(tenant_id=tenant)}
+                for one in await ledger.reap(tenant_id=tenant):
+                    if one.inference_id is not None:
+                        self.reaped.add(one.id)
             await asyncio.sleep(REAP_EVERY_S)
 
     async def _until_reaped(self, writer: KilledWriter, reaper: asyncio.Task[None]) -> None:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from .summary import Summary
@@ -57,9 +57,9 @@ class Screen:
         """A bar that follows ``counts`` while the block runs."""
         bar = Progress(
             TextColumn("  [cyan]▸[/] [bold]replay    [/]"),
-            BarColumn(bar_width=22, complete_style="cyan", finished_style="green"),
+            BarColumn(bar_width=14, complete_style="cyan", finished_style="green"),
             MofNCompleteColumn(),
-            TextColumn("[dim]{task.fields[text]}[/]"),
+            TextColumn("[dim]{task.fields[text]}[/]", table_column=Column(no_wrap=True)),
             console=self._steps,
             transient=True,
             refresh_per_second=8,
@@ -98,15 +98,14 @@ class Screen:
 
 
 def _live(counts: Counter[str]) -> str:
-    shown = (
-        ("429", "rate_limit"),
-        ("5xx", "server_error"),
-        ("529", "overloaded"),
-        ("timeouts", "timeout"),
-        ("400", "context_length"),
-        ("hung up", "cancelled"),
-    )
-    return "  ".join(f"{name} {counts[key]}" for name, key in shown if counts[key])
+    shown = {
+        "429": counts["rate_limit"],
+        "5xx": counts["server_error"] + counts["overloaded"],
+        "too long": counts["context_length"],
+        "timeout": counts["timeout"],
+        "hung up": counts["cancelled"],
+    }
+    return " · ".join(f"{name} {number(n)}" for name, n in shown.items() if n)
 
 
 def summary_view(s: Summary, report: Path) -> RenderableType:

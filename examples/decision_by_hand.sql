@@ -1,0 +1,42 @@
+-- A decision by hand: written before the provider is called, completed after.
+-- Run it in a scratch database as the schema's owner: psql -X -f examples/decision_by_hand.sql
+-- The clock is set by hand and everything is rolled back, so that it prints the same each time.
+\pset pager off
+\set ON_ERROR_STOP on
+begin;
+select routeledger.set_clock('2026-11-20 09:30:00+00') as clock;
+select count(*) as prices from routeledger.import_models('[
+  {"model_slug": "openai/gpt-4o-mini", "provider": "openai", "input_usd_per_mtok": 0.15, "output_usd_per_mtok": 0.60},
+  {"model_slug": "anthropic/claude-haiku", "provider": "anthropic", "input_usd_per_mtok": 0.80, "output_usd_per_mtok": 4.00}]');
+
+-- Before the provider is called: the decision with its ranked candidates, and attempt 1.
+select id, attempt_id, model_slug, decision_rule, created
+from routeledger.insert_decision(
+  'acme',
+  p_id => '01a1f84a-95c0-7000-8000-000000000001',
+  p_attempt_id => '01a1f84a-95c0-7000-8000-000000000002',
+  p_agent_id => 'support',
+  p_task_type => 'chat',
+  p_candidates => '["openai/gpt-4o-mini", "anthropic/claude-haiku"]');
+
+-- The same call again is a replay: same ids, created = false.
+select id, attempt_id, created
+from routeledger.insert_decision(
+  'acme',
+  p_id => '01a1f84a-95c0-7000-8000-000000000001',
+  p_attempt_id => '01a1f84a-95c0-7000-8000-000000000002',
+  p_agent_id => 'support',
+  p_task_type => 'chat',
+  p_candidates => '["openai/gpt-4o-mini", "anthropic/claude-haiku"]');
+
+-- The provider answered. The cost comes from the dated prices.
+select routeledger.set_clock('2026-11-20 09:30:01.25+00') as clock;
+select outcome_status, attempt_no, cost_usd, cost_source, late, created
+from routeledger.complete_decision('acme', '01a1f84a-95c0-7000-8000-000000000001', 'succeeded', '01a1f84a-95c0-7000-8000-000000000002',
+  p_input_tokens => 374, p_output_tokens => 44);
+
+select model_slug, attempts, failovers, outcome_status, cost_usd, latency_ms
+from routeledger.decisions where tenant_id = 'acme';
+
+rollback;
+select routeledger.set_clock(null) is not null as clock_is_real_again;
