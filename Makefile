@@ -87,7 +87,7 @@ types: $(VENV)/.lint ## mypy --strict
 
 .PHONY: build
 build: ## assemble sql/src into sql/routeledger.sql
-	@$(or $(wildcard $(PY)),python3) tools/build_sql.py
+	@$(or $(wildcard $(PY)),python3) tools/gen_comments.py && $(or $(wildcard $(PY)),python3) tools/build_sql.py
 
 .PHONY: facts
 facts: $(VENV)/.test build ## what a fresh install holds, into sql/routeledger.facts (`routeledger verify` reads it)

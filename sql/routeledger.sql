@@ -1196,6 +1196,7 @@ create table if not exists routeledger.routing_outcomes (
   policy_version text,
   traffic_class routeledger.traffic_class not null default 'production',
   metadata jsonb,
+  lease interval,
   open_attempt_id uuid,
   attempt_count integer not null default 0,
   inference_id uuid,
@@ -1678,11 +1679,11 @@ begin
   with decided as (
     insert into routeledger.routing_outcomes (
       tenant_id, id, agent_id, task_type, decision_rule, chosen_model_slug, candidates, min_quality, budget_cap_usd, policy_version,
-      traffic_class, metadata, open_attempt_id, attempt_count, outcome_status, event_at, created_at, lease_expires_at, completed_at)
+      traffic_class, metadata, lease, open_attempt_id, attempt_count, outcome_status, event_at, created_at, lease_expires_at, completed_at)
     values (
       v_given.tenant_id, p_ready.id, v_given.agent_id, v_given.task_type, p_ready.decision_rule, p_ready.chosen_model_slug,
       p_ready.candidates, v_given.min_quality, v_given.budget_cap_usd, v_given.policy_version, coalesce(v_given.traffic_class, 'production'),
-      v_given.metadata, p_ready.attempt_id, p_ready.attempt_count, p_ready.outcome_status,
+      v_given.metadata, v_given.lease, p_ready.attempt_id, p_ready.attempt_count, p_ready.outcome_status,
       coalesce(v_given.event_at, p_ready.decided_at), p_ready.decided_at, p_ready.lease_expires_at, p_ready.completed_at)
     on conflict (tenant_id, id) do nothing
     returning 1
@@ -1880,11 +1881,11 @@ begin
   decided as (
     insert into routeledger.routing_outcomes (
       tenant_id, id, agent_id, task_type, decision_rule, chosen_model_slug, candidates, min_quality, budget_cap_usd, policy_version,
-      traffic_class, metadata, open_attempt_id, attempt_count, outcome_status, event_at, created_at, lease_expires_at, completed_at)
+      traffic_class, metadata, lease, open_attempt_id, attempt_count, outcome_status, event_at, created_at, lease_expires_at, completed_at)
     select
       f.tenant_id, f.id, (f.given).agent_id, (f.given).task_type, f.decision_rule, f.chosen_model_slug, f.candidates,
       (f.given).min_quality, (f.given).budget_cap_usd, (f.given).policy_version, coalesce((f.given).traffic_class, 'production'),
-      (f.given).metadata, f.attempt_id, f.attempt_count, f.outcome_status, coalesce((f.given).event_at, f.decided_at), f.decided_at,
+      (f.given).metadata, (f.given).lease, f.attempt_id, f.attempt_count, f.outcome_status, coalesce((f.given).event_at, f.decided_at), f.decided_at,
       f.lease_expires_at, f.completed_at
     from fresh f
     order by f.tenant_id, f.id
@@ -2308,7 +2309,7 @@ begin
     update routeledger.routing_outcomes o set
       open_attempt_id = v_next.id,
       attempt_count = v_next.attempt_no,
-      lease_expires_at = greatest(o.lease_expires_at, p_now + v_step.delay_ms * interval '1 millisecond' + p_settings.lease)
+      lease_expires_at = greatest(o.lease_expires_at, p_now + v_step.delay_ms * interval '1 millisecond' + coalesce(o.lease, p_settings.lease))
     where o.tenant_id = p_given.tenant_id and o.id = p_given.id;
     v_result.next_attempt_id := v_next.id;
     v_result.next_attempt_no := v_next.attempt_no;
@@ -2540,7 +2541,7 @@ begin
   update routeledger.routing_outcomes o set
     open_attempt_id = v_attempt.id,
     attempt_count = v_attempt.attempt_no,
-    lease_expires_at = greatest(o.lease_expires_at, p_now + p_settings.lease)
+    lease_expires_at = greatest(o.lease_expires_at, p_now + coalesce(o.lease, p_settings.lease))
   where o.tenant_id = p_given.tenant_id and o.id = p_given.id;
   return row('accepted', null, null, p_given.id, v_attempt.id, v_attempt.attempt_no, p_given.model_slug,
     v_attempt.provider)::routeledger.start_result;
@@ -3743,7 +3744,7 @@ begin
     return v_result;
   end if;
 
-  v_result.lease_expires_at := p_now + coalesce(p_given.lease, p_settings.lease);
+  v_result.lease_expires_at := p_now + coalesce(p_given.lease, v_outcome.lease, p_settings.lease);
   if v_result.lease_expires_at > v_outcome.lease_expires_at then
     update routeledger.routing_outcomes o set lease_expires_at = v_result.lease_expires_at
     where o.tenant_id = p_given.tenant_id and o.id = p_given.id;
@@ -3757,7 +3758,7 @@ begin
 end
 $$;
 
--- Extends the lease of a decision in flight to now plus p_lease (the setting's length by default), for
+-- Extends the lease of a decision in flight to now plus p_lease (by default as long as at its start), for
 -- streams that take long. A lease is never shortened. One that the reaper has ended is RL401.
 -- Locks: the outcome. Errors: RL101, RL103, RL104, RL108, RL110, RL201, RL305, RL401.
 create or replace function routeledger.extend_lease(
@@ -4573,6 +4574,7 @@ comment on column routeledger.routing_outcomes.budget_cap_usd is 'Most that the 
 comment on column routeledger.routing_outcomes.policy_version is 'Version of the policy that decided.';
 comment on column routeledger.routing_outcomes.traffic_class is 'production, shadow, synthetic or replay.';
 comment on column routeledger.routing_outcomes.metadata is 'Whatever else the caller keeps with the decision; a JSON object.';
+comment on column routeledger.routing_outcomes.lease is 'How long each attempt may take without a sign of life, as the caller asked; NULL is the setting.';
 comment on column routeledger.routing_outcomes.open_attempt_id is 'The attempt that is under way; NULL when none is.';
 comment on column routeledger.routing_outcomes.attempt_count is 'How many attempts were made so far.';
 comment on column routeledger.routing_outcomes.inference_id is 'The attempt that the outcome rests on; NULL in flight.';
@@ -4892,7 +4894,7 @@ comment on function routeledger._extend_lease(p_given routeledger.lease_input, p
 Locks: the outcome. Errors: none; a fault is part of the result.';
 
 comment on function routeledger.extend_lease(p_tenant_id text, p_id uuid, p_lease interval) is
-'Extends the lease of a decision in flight to now plus p_lease (the setting''s length by default), for streams that take long. A lease is never shortened. One that the reaper has ended is RL401.
+'Extends the lease of a decision in flight to now plus p_lease (by default as long as at its start), for streams that take long. A lease is never shortened. One that the reaper has ended is RL401.
 Locks: the outcome. Errors: RL101, RL103, RL104, RL108, RL110, RL201, RL305, RL401.';
 
 comment on function routeledger.extend_leases(p_rows jsonb) is

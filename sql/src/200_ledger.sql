@@ -46,6 +46,7 @@ create table if not exists routeledger.routing_outcomes (
   policy_version text,
   traffic_class routeledger.traffic_class not null default 'production',
   metadata jsonb,
+  lease interval,
   open_attempt_id uuid,
   attempt_count integer not null default 0,
   inference_id uuid,

@@ -288,11 +288,11 @@ begin
   with decided as (
     insert into routeledger.routing_outcomes (
       tenant_id, id, agent_id, task_type, decision_rule, chosen_model_slug, candidates, min_quality, budget_cap_usd, policy_version,
-      traffic_class, metadata, open_attempt_id, attempt_count, outcome_status, event_at, created_at, lease_expires_at, completed_at)
+      traffic_class, metadata, lease, open_attempt_id, attempt_count, outcome_status, event_at, created_at, lease_expires_at, completed_at)
     values (
       v_given.tenant_id, p_ready.id, v_given.agent_id, v_given.task_type, p_ready.decision_rule, p_ready.chosen_model_slug,
       p_ready.candidates, v_given.min_quality, v_given.budget_cap_usd, v_given.policy_version, coalesce(v_given.traffic_class, 'production'),
-      v_given.metadata, p_ready.attempt_id, p_ready.attempt_count, p_ready.outcome_status,
+      v_given.metadata, v_given.lease, p_ready.attempt_id, p_ready.attempt_count, p_ready.outcome_status,
       coalesce(v_given.event_at, p_ready.decided_at), p_ready.decided_at, p_ready.lease_expires_at, p_ready.completed_at)
     on conflict (tenant_id, id) do nothing
     returning 1
@@ -490,11 +490,11 @@ begin
   decided as (
     insert into routeledger.routing_outcomes (
       tenant_id, id, agent_id, task_type, decision_rule, chosen_model_slug, candidates, min_quality, budget_cap_usd, policy_version,
-      traffic_class, metadata, open_attempt_id, attempt_count, outcome_status, event_at, created_at, lease_expires_at, completed_at)
+      traffic_class, metadata, lease, open_attempt_id, attempt_count, outcome_status, event_at, created_at, lease_expires_at, completed_at)
     select
       f.tenant_id, f.id, (f.given).agent_id, (f.given).task_type, f.decision_rule, f.chosen_model_slug, f.candidates,
       (f.given).min_quality, (f.given).budget_cap_usd, (f.given).policy_version, coalesce((f.given).traffic_class, 'production'),
-      (f.given).metadata, f.attempt_id, f.attempt_count, f.outcome_status, coalesce((f.given).event_at, f.decided_at), f.decided_at,
+      (f.given).metadata, (f.given).lease, f.attempt_id, f.attempt_count, f.outcome_status, coalesce((f.given).event_at, f.decided_at), f.decided_at,
       f.lease_expires_at, f.completed_at
     from fresh f
     order by f.tenant_id, f.id

@@ -372,7 +372,7 @@ begin
     update routeledger.routing_outcomes o set
       open_attempt_id = v_next.id,
       attempt_count = v_next.attempt_no,
-      lease_expires_at = greatest(o.lease_expires_at, p_now + v_step.delay_ms * interval '1 millisecond' + p_settings.lease)
+      lease_expires_at = greatest(o.lease_expires_at, p_now + v_step.delay_ms * interval '1 millisecond' + coalesce(o.lease, p_settings.lease))
     where o.tenant_id = p_given.tenant_id and o.id = p_given.id;
     v_result.next_attempt_id := v_next.id;
     v_result.next_attempt_no := v_next.attempt_no;
@@ -604,7 +604,7 @@ begin
   update routeledger.routing_outcomes o set
     open_attempt_id = v_attempt.id,
     attempt_count = v_attempt.attempt_no,
-    lease_expires_at = greatest(o.lease_expires_at, p_now + p_settings.lease)
+    lease_expires_at = greatest(o.lease_expires_at, p_now + coalesce(o.lease, p_settings.lease))
   where o.tenant_id = p_given.tenant_id and o.id = p_given.id;
   return row('accepted', null, null, p_given.id, v_attempt.id, v_attempt.attempt_no, p_given.model_slug,
     v_attempt.provider)::routeledger.start_result;

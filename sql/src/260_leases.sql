@@ -62,7 +62,7 @@ begin
     return v_result;
   end if;
 
-  v_result.lease_expires_at := p_now + coalesce(p_given.lease, p_settings.lease);
+  v_result.lease_expires_at := p_now + coalesce(p_given.lease, v_outcome.lease, p_settings.lease);
   if v_result.lease_expires_at > v_outcome.lease_expires_at then
     update routeledger.routing_outcomes o set lease_expires_at = v_result.lease_expires_at
     where o.tenant_id = p_given.tenant_id and o.id = p_given.id;
@@ -76,7 +76,7 @@ begin
 end
 $$;
 
--- Extends the lease of a decision in flight to now plus p_lease (the setting's length by default), for
+-- Extends the lease of a decision in flight to now plus p_lease (by default as long as at its start), for
 -- streams that take long. A lease is never shortened. One that the reaper has ended is RL401.
 -- Locks: the outcome. Errors: RL101, RL103, RL104, RL108, RL110, RL201, RL305, RL401.
 create or replace function routeledger.extend_lease(

@@ -89,6 +89,7 @@ comment on column routeledger.routing_outcomes.budget_cap_usd is 'Most that the 
 comment on column routeledger.routing_outcomes.policy_version is 'Version of the policy that decided.';
 comment on column routeledger.routing_outcomes.traffic_class is 'production, shadow, synthetic or replay.';
 comment on column routeledger.routing_outcomes.metadata is 'Whatever else the caller keeps with the decision; a JSON object.';
+comment on column routeledger.routing_outcomes.lease is 'How long each attempt may take without a sign of life, as the caller asked; NULL is the setting.';
 comment on column routeledger.routing_outcomes.open_attempt_id is 'The attempt that is under way; NULL when none is.';
 comment on column routeledger.routing_outcomes.attempt_count is 'How many attempts were made so far.';
 comment on column routeledger.routing_outcomes.inference_id is 'The attempt that the outcome rests on; NULL in flight.';

@@ -234,7 +234,7 @@ comment on function routeledger._extend_lease(p_given routeledger.lease_input, p
 Locks: the outcome. Errors: none; a fault is part of the result.';
 
 comment on function routeledger.extend_lease(p_tenant_id text, p_id uuid, p_lease interval) is
-'Extends the lease of a decision in flight to now plus p_lease (the setting''s length by default), for streams that take long. A lease is never shortened. One that the reaper has ended is RL401.
+'Extends the lease of a decision in flight to now plus p_lease (by default as long as at its start), for streams that take long. A lease is never shortened. One that the reaper has ended is RL401.
 Locks: the outcome. Errors: RL101, RL103, RL104, RL108, RL110, RL201, RL305, RL401.';
 
 comment on function routeledger.extend_leases(p_rows jsonb) is
