@@ -260,7 +260,7 @@ begin
   then
     return clock_timestamp();
   end if;
-  return current_setting('routeledger.fake_now')::timestamptz;
+  return to_timestamp(current_setting('routeledger.fake_now')::double precision);
 end
 $$;
 
@@ -295,10 +295,11 @@ security definer
 set search_path = pg_catalog, routeledger, pg_temp
 as $$
 begin
-  if not isfinite(p_now) then
-    perform routeledger._raise_fault('RL109 now');
+  if not isfinite(p_now) or p_now not between timestamptz '1971-01-01 00:00:00+00' and timestamptz '5000-01-01 00:00:00+00' then
+    perform routeledger._raise_fault('RL109 now from 1971 to 5000');
   end if;
-  perform set_config('routeledger.fake_now', coalesce(p_now::text, ''), false);
+  -- Seconds since the epoch mean the same under any DateStyle and time zone.
+  perform set_config('routeledger.fake_now', coalesce(extract(epoch from p_now)::text, ''), false);
   return routeledger.clock();
 end
 $$;
@@ -1283,7 +1284,7 @@ create table if not exists routeledger.inference_payloads (
 
 -- 210 · Partitions: made ahead by maintain(), and made on the spot by a write that finds none.
 
--- Returns the name suffix of the partition of that width that holds p_at: p20261116 for the week of that Monday, UTC.
+-- Returns the name suffix of the whole partition of that width that holds p_at: p20261116w for the week of that Monday, UTC.
 -- Without a pinned path so that the planner can inline it; callers are pinned.
 -- Locks: none. Errors: none.
 create or replace function routeledger._partition_suffix(
@@ -1296,7 +1297,7 @@ stable
 parallel safe
 security invoker
 as $$
-  select to_char(date_trunc(p_width, p_at at time zone 'UTC'), '"p"YYYYMMDD')
+  select to_char(date_trunc(p_width, p_at at time zone 'UTC'), '"p"YYYYMMDD') || left(p_width, 1)
 $$;
 
 -- Returns the partitions of the ledger with their bounds; one row stands for the leaves of all three tables.
@@ -1323,7 +1324,7 @@ as $$
   order by 2
 $$;
 
--- Makes sure that a decision dated p_at has its three leaves; returns true when they were made now.
+-- Makes sure that a decision dated p_at has its three leaves; returns their suffix when they were made now, else null.
 -- Neither readers nor writers of the ledger wait: a leaf is made apart and attached. Where partitions of
 -- another width lie around, the new one fills the gap between them.
 -- Locks: share update exclusive on routing_outcomes (one maker at a time), inferences, inference_payloads, in this order. Errors: none.
@@ -1331,7 +1332,7 @@ create or replace function routeledger._ensure_partition(
   p_at timestamptz,
   p_width text
 )
-returns boolean
+returns text
 language plpgsql
 volatile
 parallel unsafe
@@ -1340,27 +1341,31 @@ set search_path = pg_catalog, routeledger, pg_temp
 as $$
 declare
   v_id uuid := routeledger._uuid_floor(p_at);
-  v_from timestamptz := date_trunc(p_width, p_at at time zone 'UTC') at time zone 'UTC';
+  v_whole_lower uuid := routeledger._uuid_floor(date_trunc(p_width, p_at at time zone 'UTC') at time zone 'UTC');
+  v_whole_upper uuid := routeledger._uuid_floor((date_trunc(p_width, p_at at time zone 'UTC') + ('1 ' || p_width)::interval) at time zone 'UTC');
   v_lower uuid;
   v_upper uuid;
   v_suffix text;
   v_table text;
 begin
   if exists (select from routeledger._partitions() p where v_id >= p.lower_id and v_id < p.upper_id) then
-    return false;
+    return null;
   end if;
   lock table only routeledger.routing_outcomes in share update exclusive mode;
   if exists (select from routeledger._partitions() p where v_id >= p.lower_id and v_id < p.upper_id) then
-    return false;
+    return null;
   end if;
 
-  v_lower := routeledger._uuid_floor(v_from);
-  v_upper := routeledger._uuid_floor((date_trunc(p_width, p_at at time zone 'UTC') + ('1 ' || p_width)::interval) at time zone 'UTC');
-  select p.upper_id into v_lower from routeledger._partitions() p where p.upper_id > v_lower and p.upper_id <= v_id order by 1 desc limit 1;
-  v_lower := coalesce(v_lower, routeledger._uuid_floor(v_from));
-  v_upper := least(v_upper, (select p.lower_id from routeledger._partitions() p where p.lower_id > v_id order by 1 limit 1));
-  v_suffix := routeledger._partition_suffix(
-    to_timestamp((('x' || replace(left(v_lower::text, 13), '-', ''))::bit(48)::bigint) / 1000.0::double precision), 'day');
+  -- Only a partition that spans its whole period bears the name by which a write looks for it.
+  v_lower := greatest(v_whole_lower, (select p.upper_id from routeledger._partitions() p where p.upper_id <= v_id order by 1 desc limit 1));
+  v_upper := least(v_whole_upper, (select p.lower_id from routeledger._partitions() p where p.lower_id > v_id order by 1 limit 1));
+  if v_lower = v_whole_lower and v_upper = v_whole_upper then
+    v_suffix := routeledger._partition_suffix(p_at, p_width);
+  else
+    v_suffix := to_char(
+      to_timestamp((('x' || replace(left(v_lower::text, 13), '-', ''))::bit(48)::bigint) / 1000.0::double precision) at time zone 'UTC',
+      '"p"YYYYMMDD"x"');
+  end if;
 
   foreach v_table in array array['routing_outcomes', 'inferences', 'inference_payloads'] loop
     execute format(
@@ -1383,7 +1388,7 @@ begin
       ' foreign key (tenant_id, id, inference_id) references routeledger.%I (tenant_id, outcome_id, id)',
       'routing_outcomes_' || v_suffix, 'inferences_' || v_suffix);
   end if;
-  return true;
+  return v_suffix;
 end
 $$;
 
@@ -1478,7 +1483,7 @@ as $$
     and pg_column_size(p.candidates) < 16384
     and p.candidates -> 0 -> 'drop_reason' is null
     and coalesce(length(p.candidates -> 0 ->> 'model_slug') between 1 and 300 and length(p.candidates -> 0 ->> 'provider') between 1 and 300, false)
-    and not jsonb_path_exists(p.candidates, '$[*] ? (@.type() != "object" || !exists(@.model_slug ? (@.type() == "string" && @ != "")))')
+    and not jsonb_path_exists(p.candidates, 'strict $[*] ? (!(@.model_slug.type() == "string" && @.model_slug != "") || (@.model_slug.type() == "string" && @.model_slug != "") is unknown)')
 $$;
 
 -- Judges the fields of a decision one by one and returns the first fault, or null.
@@ -1573,12 +1578,12 @@ begin
   end if;
 
   -- A candidate may be given as a bare slug; it is stored as an object all the same.
-  if jsonb_path_exists(v_candidates, '$[*] ? (@.type() == "string")') then
+  if jsonb_path_exists(v_candidates, 'strict $[*] ? (@.type() == "string")') then
     v_candidates := (
       select jsonb_agg(case jsonb_typeof(e) when 'string' then jsonb_build_object('model_slug', e) else e end order by n)
       from jsonb_array_elements(v_candidates) with ordinality c (e, n));
   end if;
-  if jsonb_path_exists(v_candidates, '$[*] ? (@.type() != "object" || !exists(@.model_slug ? (@.type() == "string" && @ != "")))') then
+  if jsonb_path_exists(v_candidates, 'strict $[*] ? (!(@.model_slug.type() == "string" && @.model_slug != "") || (@.model_slug.type() == "string" && @.model_slug != "") is unknown)') then
     v_ready.fault := 'RL106 candidates';
     return v_ready;
   end if;
@@ -2101,6 +2106,28 @@ as $$
   end
 $$;
 
+-- Tells whether it was the reaper that closed this attempt.
+-- Locks: none. Errors: none.
+create or replace function routeledger._was_reaped(
+  p_outcome routeledger.routing_outcomes,
+  p_attempt routeledger.inferences
+)
+returns boolean
+language plpgsql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return coalesce(
+    p_outcome.outcome_status = 'abandoned'
+    and p_attempt.error_type = 'abandoned'
+    and p_attempt.next_action is null
+    and p_attempt.completed_at = p_outcome.abandoned_at, false);
+end
+$$;
+
 -- Judges a failure field by field; returns the first fault, or null.
 -- Locks: none. Errors: none.
 create or replace function routeledger._failure_fault(
@@ -2197,7 +2224,7 @@ begin
       or (coalesce(p_given.next, 'policy') <> 'policy' and v_failed.next_action <> p_given.next)
     then
       v_result.code := case
-        when v_outcome.outcome_status = 'abandoned' and v_failed.error_type = 'abandoned' then 'RL401'
+        when routeledger._was_reaped(v_outcome, v_failed) then 'RL401'
         else 'RL304'
       end;
       v_result.detail := v_result.detail || jsonb_build_object('attempt_status', v_failed.status, 'error_type', v_failed.error_type);
@@ -2913,7 +2940,7 @@ begin
     where o.tenant_id = p_given.tenant_id and o.id = p_given.id;
     v_result.status := 'accepted';
 
-  elsif v_outcome.outcome_status = 'abandoned' and v_attempt.error_type = 'abandoned' and p_given.decision_rule_override is null then
+  elsif routeledger._was_reaped(v_outcome, v_attempt) and p_given.decision_rule_override is null then
     -- The caller was slower than its lease: accepted once, and marked.
     v_attempt := routeledger._close_attempt(p_given, v_attempt.id, p_now);
     update routeledger.routing_outcomes o set
@@ -2929,8 +2956,8 @@ begin
     and v_outcome.decision_rule_override is not distinct from p_given.decision_rule_override
     and v_attempt.attempt_no = v_outcome.attempt_count
     and (routeledger._same_completion(v_attempt, p_given)
-      -- a decision that was on hold linked a failure recorded earlier; this call said no more than that
-      or (v_attempt.next_action = 'hold' and v_attempt.error_type = p_given.error_type))
+      -- on hold the last attempt kept what it had recorded; the call said only that none would follow
+      or (v_attempt.next_action = 'hold' and p_given.outcome_status = 'failed'))
   then
     v_result.status := 'replayed';
 
@@ -3040,7 +3067,8 @@ $$;
 -- `succeeded` needs input_tokens and output_tokens (input_tokens include cached ones, output_tokens include
 -- reasoning, as in OpenTelemetry's gen_ai.usage.*). `failed` needs error_type. cost_usd is computed from the
 -- dated prices where it is not given. decision_rule_override is for a failure before any dispatch: it links
--- nothing. The same call again returns the same with created = false; a different completion is RL302. One
+-- nothing. For a decision on hold, `failed` says only that no attempt will follow: the last one is linked as
+-- it was recorded. The same call again returns the same with created = false; a different completion is RL302. One
 -- that comes after the reaper is accepted once, with late = true.
 -- Locks: the outcome, then its inference. Errors: RL101 to RL104, RL108, RL110, RL201, RL202, RL302, RL304 to RL306.
 create or replace function routeledger.complete_decision(
@@ -4395,6 +4423,7 @@ declare
   v_now timestamptz := routeledger.clock();
   v_at timestamptz;
   v_width interval;
+  v_suffix text;
 begin
   select s.* into v_settings from routeledger.settings s;
   if p_ahead not between interval '0' and interval '5 years' then
@@ -4408,9 +4437,10 @@ begin
       v_width) t
   loop
     v_at := greatest(v_at at time zone 'UTC', v_now);
-    if routeledger._ensure_partition(v_at, v_settings.partition_width) then
+    v_suffix := routeledger._ensure_partition(v_at, v_settings.partition_width);
+    if v_suffix is not null then
       action := 'created';
-      object := 'routeledger.routing_outcomes_' || routeledger._partition_suffix(v_at, v_settings.partition_width);
+      object := 'routeledger.routing_outcomes_' || v_suffix;
       return next;
     end if;
   end loop;
@@ -4759,7 +4789,7 @@ Worth a retry: no HTTP status (timeouts, broken connections), 408, 409, 425, 429
 Locks: none. Errors: none.';
 
 comment on function routeledger._partition_suffix(p_at timestamptz, p_width text) is
-'Returns the name suffix of the partition of that width that holds p_at: p20261116 for the week of that Monday, UTC. Without a pinned path so that the planner can inline it; callers are pinned.
+'Returns the name suffix of the whole partition of that width that holds p_at: p20261116w for the week of that Monday, UTC. Without a pinned path so that the planner can inline it; callers are pinned.
 Locks: none. Errors: none.';
 
 comment on function routeledger._partitions() is
@@ -4767,7 +4797,7 @@ comment on function routeledger._partitions() is
 Locks: none. Errors: none.';
 
 comment on function routeledger._ensure_partition(p_at timestamptz, p_width text) is
-'Makes sure that a decision dated p_at has its three leaves; returns true when they were made now. Neither readers nor writers of the ledger wait: a leaf is made apart and attached. Where partitions of another width lie around, the new one fills the gap between them.
+'Makes sure that a decision dated p_at has its three leaves; returns their suffix when they were made now, else null. Neither readers nor writers of the ledger wait: a leaf is made apart and attached. Where partitions of another width lie around, the new one fills the gap between them.
 Locks: share update exclusive on routing_outcomes (one maker at a time), inferences, inference_payloads, in this order. Errors: none.';
 
 comment on function routeledger._decision_is_plain(p routeledger.decision_input, p_settings routeledger.settings, p_now timestamptz) is
@@ -4809,6 +4839,10 @@ Locks: none. Errors: none.';
 
 comment on function routeledger._error_text(p_message text) is
 'Returns an error message as the ledger keeps it: at most 8192 characters, and it says when it was cut. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
+comment on function routeledger._was_reaped(p_outcome routeledger.routing_outcomes, p_attempt routeledger.inferences) is
+'Tells whether it was the reaper that closed this attempt.
 Locks: none. Errors: none.';
 
 comment on function routeledger._failure_fault(p routeledger.failure_input, p_settings routeledger.settings) is
@@ -4866,7 +4900,7 @@ Locks: the outcome, then its inference. Errors: none; a fault is part of the res
 
 comment on function routeledger.complete_decision(p_tenant_id text, p_id uuid, p_outcome_status text, p_attempt_id uuid, p_input_tokens bigint, p_output_tokens bigint, p_cache_read_input_tokens bigint, p_cache_creation_input_tokens bigint, p_reasoning_output_tokens bigint, p_cost_usd numeric, p_latency_ms double precision, p_ttft_ms double precision, p_http_status integer, p_error_type text, p_error_message text, p_provider_response_id text, p_response_model text, p_finish_reasons text[], p_decision_rule_override text) is
 'Closes a decision: the attempt gets its tokens, cost and latency (or its error), the outcome gets its status and the link, in one transaction. Without attempt_id the open attempt is meant.
-`succeeded` needs input_tokens and output_tokens (input_tokens include cached ones, output_tokens include reasoning, as in OpenTelemetry''s gen_ai.usage.*). `failed` needs error_type. cost_usd is computed from the dated prices where it is not given. decision_rule_override is for a failure before any dispatch: it links nothing. The same call again returns the same with created = false; a different completion is RL302. One that comes after the reaper is accepted once, with late = true.
+`succeeded` needs input_tokens and output_tokens (input_tokens include cached ones, output_tokens include reasoning, as in OpenTelemetry''s gen_ai.usage.*). `failed` needs error_type. cost_usd is computed from the dated prices where it is not given. decision_rule_override is for a failure before any dispatch: it links nothing. For a decision on hold, `failed` says only that no attempt will follow: the last one is linked as it was recorded. The same call again returns the same with created = false; a different completion is RL302. One that comes after the reaper is accepted once, with late = true.
 Locks: the outcome, then its inference. Errors: RL101 to RL104, RL108, RL110, RL201, RL202, RL302, RL304 to RL306.';
 
 comment on function routeledger.complete_decisions(p_rows jsonb) is

@@ -17,6 +17,9 @@ none of these                  the decision fails, ``caller_left``
 cancellation, interrupts       the decision fails, ``cancelled``; the closing write is shielded
 =============================  ===================================================================
 
+A time limit of the caller's own goes inside the attempt block, where it is the provider's timeout;
+around it, it is a cancellation of the decision.
+
 Leaving the decision block before any attempt block was entered closes the decision as failed with
 ``decision_rule_override = 'not_dispatched'``, and links nothing.
 """

@@ -18,7 +18,7 @@ begin
   then
     return clock_timestamp();
   end if;
-  return current_setting('routeledger.fake_now')::timestamptz;
+  return to_timestamp(current_setting('routeledger.fake_now')::double precision);
 end
 $$;
 
@@ -53,10 +53,11 @@ security definer
 set search_path = pg_catalog, routeledger, pg_temp
 as $$
 begin
-  if not isfinite(p_now) then
-    perform routeledger._raise_fault('RL109 now');
+  if not isfinite(p_now) or p_now not between timestamptz '1971-01-01 00:00:00+00' and timestamptz '5000-01-01 00:00:00+00' then
+    perform routeledger._raise_fault('RL109 now from 1971 to 5000');
   end if;
-  perform set_config('routeledger.fake_now', coalesce(p_now::text, ''), false);
+  -- Seconds since the epoch mean the same under any DateStyle and time zone.
+  perform set_config('routeledger.fake_now', coalesce(extract(epoch from p_now)::text, ''), false);
   return routeledger.clock();
 end
 $$;

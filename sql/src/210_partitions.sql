@@ -1,6 +1,6 @@
 -- 210 · Partitions: made ahead by maintain(), and made on the spot by a write that finds none.
 
--- Returns the name suffix of the partition of that width that holds p_at: p20261116 for the week of that Monday, UTC.
+-- Returns the name suffix of the whole partition of that width that holds p_at: p20261116w for the week of that Monday, UTC.
 -- Without a pinned path so that the planner can inline it; callers are pinned.
 -- Locks: none. Errors: none.
 create or replace function routeledger._partition_suffix(
@@ -13,7 +13,7 @@ stable
 parallel safe
 security invoker
 as $$
-  select to_char(date_trunc(p_width, p_at at time zone 'UTC'), '"p"YYYYMMDD')
+  select to_char(date_trunc(p_width, p_at at time zone 'UTC'), '"p"YYYYMMDD') || left(p_width, 1)
 $$;
 
 -- Returns the partitions of the ledger with their bounds; one row stands for the leaves of all three tables.
@@ -40,7 +40,7 @@ as $$
   order by 2
 $$;
 
--- Makes sure that a decision dated p_at has its three leaves; returns true when they were made now.
+-- Makes sure that a decision dated p_at has its three leaves; returns their suffix when they were made now, else null.
 -- Neither readers nor writers of the ledger wait: a leaf is made apart and attached. Where partitions of
 -- another width lie around, the new one fills the gap between them.
 -- Locks: share update exclusive on routing_outcomes (one maker at a time), inferences, inference_payloads, in this order. Errors: none.
@@ -48,7 +48,7 @@ create or replace function routeledger._ensure_partition(
   p_at timestamptz,
   p_width text
 )
-returns boolean
+returns text
 language plpgsql
 volatile
 parallel unsafe
@@ -57,27 +57,31 @@ set search_path = pg_catalog, routeledger, pg_temp
 as $$
 declare
   v_id uuid := routeledger._uuid_floor(p_at);
-  v_from timestamptz := date_trunc(p_width, p_at at time zone 'UTC') at time zone 'UTC';
+  v_whole_lower uuid := routeledger._uuid_floor(date_trunc(p_width, p_at at time zone 'UTC') at time zone 'UTC');
+  v_whole_upper uuid := routeledger._uuid_floor((date_trunc(p_width, p_at at time zone 'UTC') + ('1 ' || p_width)::interval) at time zone 'UTC');
   v_lower uuid;
   v_upper uuid;
   v_suffix text;
   v_table text;
 begin
   if exists (select from routeledger._partitions() p where v_id >= p.lower_id and v_id < p.upper_id) then
-    return false;
+    return null;
   end if;
   lock table only routeledger.routing_outcomes in share update exclusive mode;
   if exists (select from routeledger._partitions() p where v_id >= p.lower_id and v_id < p.upper_id) then
-    return false;
+    return null;
   end if;
 
-  v_lower := routeledger._uuid_floor(v_from);
-  v_upper := routeledger._uuid_floor((date_trunc(p_width, p_at at time zone 'UTC') + ('1 ' || p_width)::interval) at time zone 'UTC');
-  select p.upper_id into v_lower from routeledger._partitions() p where p.upper_id > v_lower and p.upper_id <= v_id order by 1 desc limit 1;
-  v_lower := coalesce(v_lower, routeledger._uuid_floor(v_from));
-  v_upper := least(v_upper, (select p.lower_id from routeledger._partitions() p where p.lower_id > v_id order by 1 limit 1));
-  v_suffix := routeledger._partition_suffix(
-    to_timestamp((('x' || replace(left(v_lower::text, 13), '-', ''))::bit(48)::bigint) / 1000.0::double precision), 'day');
+  -- Only a partition that spans its whole period bears the name by which a write looks for it.
+  v_lower := greatest(v_whole_lower, (select p.upper_id from routeledger._partitions() p where p.upper_id <= v_id order by 1 desc limit 1));
+  v_upper := least(v_whole_upper, (select p.lower_id from routeledger._partitions() p where p.lower_id > v_id order by 1 limit 1));
+  if v_lower = v_whole_lower and v_upper = v_whole_upper then
+    v_suffix := routeledger._partition_suffix(p_at, p_width);
+  else
+    v_suffix := to_char(
+      to_timestamp((('x' || replace(left(v_lower::text, 13), '-', ''))::bit(48)::bigint) / 1000.0::double precision) at time zone 'UTC',
+      '"p"YYYYMMDD"x"');
+  end if;
 
   foreach v_table in array array['routing_outcomes', 'inferences', 'inference_payloads'] loop
     execute format(
@@ -100,6 +104,6 @@ begin
       ' foreign key (tenant_id, id, inference_id) references routeledger.%I (tenant_id, outcome_id, id)',
       'routing_outcomes_' || v_suffix, 'inferences_' || v_suffix);
   end if;
-  return true;
+  return v_suffix;
 end
 $$;

@@ -87,7 +87,7 @@ as $$
     and pg_column_size(p.candidates) < 16384
     and p.candidates -> 0 -> 'drop_reason' is null
     and coalesce(length(p.candidates -> 0 ->> 'model_slug') between 1 and 300 and length(p.candidates -> 0 ->> 'provider') between 1 and 300, false)
-    and not jsonb_path_exists(p.candidates, '$[*] ? (@.type() != "object" || !exists(@.model_slug ? (@.type() == "string" && @ != "")))')
+    and not jsonb_path_exists(p.candidates, 'strict $[*] ? (!(@.model_slug.type() == "string" && @.model_slug != "") || (@.model_slug.type() == "string" && @.model_slug != "") is unknown)')
 $$;
 
 -- Judges the fields of a decision one by one and returns the first fault, or null.
@@ -182,12 +182,12 @@ begin
   end if;
 
   -- A candidate may be given as a bare slug; it is stored as an object all the same.
-  if jsonb_path_exists(v_candidates, '$[*] ? (@.type() == "string")') then
+  if jsonb_path_exists(v_candidates, 'strict $[*] ? (@.type() == "string")') then
     v_candidates := (
       select jsonb_agg(case jsonb_typeof(e) when 'string' then jsonb_build_object('model_slug', e) else e end order by n)
       from jsonb_array_elements(v_candidates) with ordinality c (e, n));
   end if;
-  if jsonb_path_exists(v_candidates, '$[*] ? (@.type() != "object" || !exists(@.model_slug ? (@.type() == "string" && @ != "")))') then
+  if jsonb_path_exists(v_candidates, 'strict $[*] ? (!(@.model_slug.type() == "string" && @.model_slug != "") || (@.model_slug.type() == "string" && @.model_slug != "") is unknown)') then
     v_ready.fault := 'RL106 candidates';
     return v_ready;
   end if;

@@ -164,6 +164,28 @@ as $$
   end
 $$;
 
+-- Tells whether it was the reaper that closed this attempt.
+-- Locks: none. Errors: none.
+create or replace function routeledger._was_reaped(
+  p_outcome routeledger.routing_outcomes,
+  p_attempt routeledger.inferences
+)
+returns boolean
+language plpgsql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return coalesce(
+    p_outcome.outcome_status = 'abandoned'
+    and p_attempt.error_type = 'abandoned'
+    and p_attempt.next_action is null
+    and p_attempt.completed_at = p_outcome.abandoned_at, false);
+end
+$$;
+
 -- Judges a failure field by field; returns the first fault, or null.
 -- Locks: none. Errors: none.
 create or replace function routeledger._failure_fault(
@@ -260,7 +282,7 @@ begin
       or (coalesce(p_given.next, 'policy') <> 'policy' and v_failed.next_action <> p_given.next)
     then
       v_result.code := case
-        when v_outcome.outcome_status = 'abandoned' and v_failed.error_type = 'abandoned' then 'RL401'
+        when routeledger._was_reaped(v_outcome, v_failed) then 'RL401'
         else 'RL304'
       end;
       v_result.detail := v_result.detail || jsonb_build_object('attempt_status', v_failed.status, 'error_type', v_failed.error_type);

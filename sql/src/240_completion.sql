@@ -266,7 +266,7 @@ begin
     where o.tenant_id = p_given.tenant_id and o.id = p_given.id;
     v_result.status := 'accepted';
 
-  elsif v_outcome.outcome_status = 'abandoned' and v_attempt.error_type = 'abandoned' and p_given.decision_rule_override is null then
+  elsif routeledger._was_reaped(v_outcome, v_attempt) and p_given.decision_rule_override is null then
     -- The caller was slower than its lease: accepted once, and marked.
     v_attempt := routeledger._close_attempt(p_given, v_attempt.id, p_now);
     update routeledger.routing_outcomes o set
@@ -282,8 +282,8 @@ begin
     and v_outcome.decision_rule_override is not distinct from p_given.decision_rule_override
     and v_attempt.attempt_no = v_outcome.attempt_count
     and (routeledger._same_completion(v_attempt, p_given)
-      -- a decision that was on hold linked a failure recorded earlier; this call said no more than that
-      or (v_attempt.next_action = 'hold' and v_attempt.error_type = p_given.error_type))
+      -- on hold the last attempt kept what it had recorded; the call said only that none would follow
+      or (v_attempt.next_action = 'hold' and p_given.outcome_status = 'failed'))
   then
     v_result.status := 'replayed';
 
@@ -393,7 +393,8 @@ $$;
 -- `succeeded` needs input_tokens and output_tokens (input_tokens include cached ones, output_tokens include
 -- reasoning, as in OpenTelemetry's gen_ai.usage.*). `failed` needs error_type. cost_usd is computed from the
 -- dated prices where it is not given. decision_rule_override is for a failure before any dispatch: it links
--- nothing. The same call again returns the same with created = false; a different completion is RL302. One
+-- nothing. For a decision on hold, `failed` says only that no attempt will follow: the last one is linked as
+-- it was recorded. The same call again returns the same with created = false; a different completion is RL302. One
 -- that comes after the reaper is accepted once, with late = true.
 -- Locks: the outcome, then its inference. Errors: RL101 to RL104, RL108, RL110, RL201, RL202, RL302, RL304 to RL306.
 create or replace function routeledger.complete_decision(

@@ -23,6 +23,7 @@ declare
   v_now timestamptz := routeledger.clock();
   v_at timestamptz;
   v_width interval;
+  v_suffix text;
 begin
   select s.* into v_settings from routeledger.settings s;
   if p_ahead not between interval '0' and interval '5 years' then
@@ -36,9 +37,10 @@ begin
       v_width) t
   loop
     v_at := greatest(v_at at time zone 'UTC', v_now);
-    if routeledger._ensure_partition(v_at, v_settings.partition_width) then
+    v_suffix := routeledger._ensure_partition(v_at, v_settings.partition_width);
+    if v_suffix is not null then
       action := 'created';
-      object := 'routeledger.routing_outcomes_' || routeledger._partition_suffix(v_at, v_settings.partition_width);
+      object := 'routeledger.routing_outcomes_' || v_suffix;
       return next;
     end if;
   end loop;

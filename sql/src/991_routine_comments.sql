@@ -99,7 +99,7 @@ Worth a retry: no HTTP status (timeouts, broken connections), 408, 409, 425, 429
 Locks: none. Errors: none.';
 
 comment on function routeledger._partition_suffix(p_at timestamptz, p_width text) is
-'Returns the name suffix of the partition of that width that holds p_at: p20261116 for the week of that Monday, UTC. Without a pinned path so that the planner can inline it; callers are pinned.
+'Returns the name suffix of the whole partition of that width that holds p_at: p20261116w for the week of that Monday, UTC. Without a pinned path so that the planner can inline it; callers are pinned.
 Locks: none. Errors: none.';
 
 comment on function routeledger._partitions() is
@@ -107,7 +107,7 @@ comment on function routeledger._partitions() is
 Locks: none. Errors: none.';
 
 comment on function routeledger._ensure_partition(p_at timestamptz, p_width text) is
-'Makes sure that a decision dated p_at has its three leaves; returns true when they were made now. Neither readers nor writers of the ledger wait: a leaf is made apart and attached. Where partitions of another width lie around, the new one fills the gap between them.
+'Makes sure that a decision dated p_at has its three leaves; returns their suffix when they were made now, else null. Neither readers nor writers of the ledger wait: a leaf is made apart and attached. Where partitions of another width lie around, the new one fills the gap between them.
 Locks: share update exclusive on routing_outcomes (one maker at a time), inferences, inference_payloads, in this order. Errors: none.';
 
 comment on function routeledger._decision_is_plain(p routeledger.decision_input, p_settings routeledger.settings, p_now timestamptz) is
@@ -149,6 +149,10 @@ Locks: none. Errors: none.';
 
 comment on function routeledger._error_text(p_message text) is
 'Returns an error message as the ledger keeps it: at most 8192 characters, and it says when it was cut. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
+comment on function routeledger._was_reaped(p_outcome routeledger.routing_outcomes, p_attempt routeledger.inferences) is
+'Tells whether it was the reaper that closed this attempt.
 Locks: none. Errors: none.';
 
 comment on function routeledger._failure_fault(p routeledger.failure_input, p_settings routeledger.settings) is
@@ -206,7 +210,7 @@ Locks: the outcome, then its inference. Errors: none; a fault is part of the res
 
 comment on function routeledger.complete_decision(p_tenant_id text, p_id uuid, p_outcome_status text, p_attempt_id uuid, p_input_tokens bigint, p_output_tokens bigint, p_cache_read_input_tokens bigint, p_cache_creation_input_tokens bigint, p_reasoning_output_tokens bigint, p_cost_usd numeric, p_latency_ms double precision, p_ttft_ms double precision, p_http_status integer, p_error_type text, p_error_message text, p_provider_response_id text, p_response_model text, p_finish_reasons text[], p_decision_rule_override text) is
 'Closes a decision: the attempt gets its tokens, cost and latency (or its error), the outcome gets its status and the link, in one transaction. Without attempt_id the open attempt is meant.
-`succeeded` needs input_tokens and output_tokens (input_tokens include cached ones, output_tokens include reasoning, as in OpenTelemetry''s gen_ai.usage.*). `failed` needs error_type. cost_usd is computed from the dated prices where it is not given. decision_rule_override is for a failure before any dispatch: it links nothing. The same call again returns the same with created = false; a different completion is RL302. One that comes after the reaper is accepted once, with late = true.
+`succeeded` needs input_tokens and output_tokens (input_tokens include cached ones, output_tokens include reasoning, as in OpenTelemetry''s gen_ai.usage.*). `failed` needs error_type. cost_usd is computed from the dated prices where it is not given. decision_rule_override is for a failure before any dispatch: it links nothing. For a decision on hold, `failed` says only that no attempt will follow: the last one is linked as it was recorded. The same call again returns the same with created = false; a different completion is RL302. One that comes after the reaper is accepted once, with late = true.
 Locks: the outcome, then its inference. Errors: RL101 to RL104, RL108, RL110, RL201, RL202, RL302, RL304 to RL306.';
 
 comment on function routeledger.complete_decisions(p_rows jsonb) is
