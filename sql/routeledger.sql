@@ -1300,6 +1300,23 @@ as $$
   select to_char(date_trunc(p_width, p_at at time zone 'UTC'), '"p"YYYYMMDD') || left(p_width, 1)
 $$;
 
+-- Tells whether the whole partition that holds p_at is there, attached, as the catalogue says now (not as a
+-- transaction's snapshot says). False for one of another width: _ensure_partition() looks closer. Without a pinned
+-- path so that the planner can inline it; callers are pinned.
+-- Locks: none. Errors: none.
+create or replace function routeledger._has_partition(
+  p_at timestamptz,
+  p_width text
+)
+returns boolean
+language sql
+stable
+parallel safe
+security invoker
+as $$
+  select pg_partition_root(to_regclass('routeledger.routing_outcomes_' || routeledger._partition_suffix(p_at, p_width))) is not null
+$$;
+
 -- Returns the partitions of the ledger with their bounds; one row stands for the leaves of all three tables.
 -- Locks: none. Errors: none.
 create or replace function routeledger._partitions()
@@ -1352,42 +1369,35 @@ begin
     return null;
   end if;
   lock table only routeledger.routing_outcomes in share update exclusive mode;
-  if exists (select from routeledger._partitions() p where v_id >= p.lower_id and v_id < p.upper_id) then
+  if routeledger._has_partition(p_at, p_width) or exists (select from routeledger._partitions() p where v_id >= p.lower_id and v_id < p.upper_id) then
     return null;
   end if;
 
   -- Only a partition that spans its whole period bears the name by which a write looks for it.
   v_lower := greatest(v_whole_lower, (select p.upper_id from routeledger._partitions() p where p.upper_id <= v_id order by 1 desc limit 1));
   v_upper := least(v_whole_upper, (select p.lower_id from routeledger._partitions() p where p.lower_id > v_id order by 1 limit 1));
-  if v_lower = v_whole_lower and v_upper = v_whole_upper then
-    v_suffix := routeledger._partition_suffix(p_at, p_width);
-  else
+  v_suffix := routeledger._partition_suffix(p_at, p_width);
+  if v_lower <> v_whole_lower or v_upper <> v_whole_upper or to_regclass('routeledger.routing_outcomes_' || v_suffix) is not null then
     v_suffix := to_char(
       to_timestamp((('x' || replace(left(v_lower::text, 13), '-', ''))::bit(48)::bigint) / 1000.0::double precision) at time zone 'UTC',
       '"p"YYYYMMDD"x"');
+    while to_regclass('routeledger.routing_outcomes_' || v_suffix) is not null loop
+      v_suffix := v_suffix || 'x'; -- a table that was detached keeps its name
+    end loop;
   end if;
 
   foreach v_table in array array['routing_outcomes', 'inferences', 'inference_payloads'] loop
     execute format(
-      'create table if not exists routeledger.%I (like routeledger.%I including defaults including constraints) with (fillfactor = %s)',
+      'create table routeledger.%I (like routeledger.%I including defaults including constraints) with (fillfactor = %s)',
       v_table || '_' || v_suffix, v_table, case v_table when 'inference_payloads' then 100 else 85 end);
-    if not exists (
-      select from pg_inherits i where i.inhrelid = format('routeledger.%I', v_table || '_' || v_suffix)::regclass)
-    then
-      execute format(
-        'alter table routeledger.%I attach partition routeledger.%I for values from (%L) to (%L)',
-        v_table, v_table || '_' || v_suffix, v_lower, v_upper);
-    end if;
-  end loop;
-  if not exists (
-    select from pg_constraint c
-    where c.conrelid = format('routeledger.%I', 'routing_outcomes_' || v_suffix)::regclass and c.conname = 'outcome_links_own_attempt')
-  then
     execute format(
-      'alter table routeledger.%I add constraint outcome_links_own_attempt'
-      ' foreign key (tenant_id, id, inference_id) references routeledger.%I (tenant_id, outcome_id, id)',
-      'routing_outcomes_' || v_suffix, 'inferences_' || v_suffix);
-  end if;
+      'alter table routeledger.%I attach partition routeledger.%I for values from (%L) to (%L)',
+      v_table, v_table || '_' || v_suffix, v_lower, v_upper);
+  end loop;
+  execute format(
+    'alter table routeledger.%I add constraint outcome_links_own_attempt'
+    ' foreign key (tenant_id, id, inference_id) references routeledger.%I (tenant_id, outcome_id, id)',
+    'routing_outcomes_' || v_suffix, 'inferences_' || v_suffix);
   return v_suffix;
 end
 $$;
@@ -1676,7 +1686,7 @@ begin
     return v_result;
   end if;
 
-  if to_regclass('routeledger.routing_outcomes_' || routeledger._partition_suffix(v_id_at, p_settings.partition_width)) is null then
+  if not routeledger._has_partition(v_id_at, p_settings.partition_width) then
     perform routeledger._ensure_partition(v_id_at, p_settings.partition_width);
   end if;
 
@@ -1718,7 +1728,8 @@ begin
     is distinct from
      (v_given.agent_id, v_given.task_type, p_ready.decision_rule, p_ready.chosen_model_slug, p_ready.candidates, v_given.min_quality,
       v_given.budget_cap_usd, v_given.policy_version, coalesce(v_given.traffic_class, 'production'), v_given.metadata,
-      coalesce(v_given.event_at, v_stored.event_at), coalesce(v_given.attempt_id, v_first.id))
+      coalesce(v_given.event_at, v_stored.event_at),
+      case when v_first.id is not null then coalesce(v_given.attempt_id, v_first.id) end)
   then
     v_result.status := 'refused';
     v_result.code := 'RL301';
@@ -1865,7 +1876,7 @@ begin
     from unnest(v_ready) r
     where r.fault is null
     group by routeledger._partition_suffix(routeledger._id_time(r.id), v_settings.partition_width)
-    having to_regclass('routeledger.routing_outcomes_' || routeledger._partition_suffix(min(routeledger._id_time(r.id)), v_settings.partition_width)) is null
+    having not routeledger._has_partition(min(routeledger._id_time(r.id)), v_settings.partition_width)
     order by 1
   loop
     perform routeledger._ensure_partition(v_at, v_settings.partition_width);
@@ -3006,8 +3017,7 @@ begin
     end if;
   end if;
   if p_given.decision_rule_override is not null
-    or to_regclass('routeledger.routing_outcomes_'
-      || routeledger._partition_suffix(routeledger._id_time(p_given.id), p_settings.partition_width)) is null
+    or not routeledger._has_partition(routeledger._id_time(p_given.id), p_settings.partition_width)
   then
     return routeledger._complete_other(p_given, p_now);
   end if;
@@ -3171,6 +3181,8 @@ declare
   v_now timestamptz := routeledger.clock();
   v_inputs routeledger.completion_input[];
   v_faults text[];
+  v_one routeledger.completion_input;
+  v_open uuid;
   v_plain routeledger.completion_input[];
   v_ords integer[];
   v_results routeledger.completion_result[];
@@ -3189,15 +3201,16 @@ begin
     end if;
   end loop;
 
-  -- The plain majority: the first row of each id, which names its attempt, and that attempt is the open one.
-  -- They are locked here in their order, so that what follows finds them as they are.
+  -- The plain majority: the first row of each id, where its attempt (the one it names, if any) is the open one.
+  -- All that exist are locked here in their order, so that what follows finds them as they are.
   if cardinality(v_faults) > 1 then
     select min(r.id::text)::uuid, max(r.id::text)::uuid into v_first, v_last
     from unnest(v_inputs) with ordinality r where v_faults[r.ordinality] is null;
-    select array_agg(v_inputs[l.n] order by l.tenant_id, l.id), array_agg(l.n::integer order by l.tenant_id, l.id)
-    into v_plain, v_ords
-    from (
-      select o.tenant_id, o.id, r.n
+    for v_i, v_open in
+      select
+        r.n,
+        case when o.outcome_status is null and r.decision_rule_override is null and o.open_attempt_id = coalesce(r.attempt_id, o.open_attempt_id)
+          then o.open_attempt_id end
       from (
         select distinct on (x.tenant_id, x.id) x.tenant_id, x.id, x.attempt_id, x.decision_rule_override, x.n
         from unnest(v_inputs) with ordinality x (
@@ -3209,10 +3222,15 @@ begin
       ) r
       join routeledger.routing_outcomes o on o.tenant_id = r.tenant_id and o.id = r.id
       where o.id between v_first and v_last
-        and o.outcome_status is null and o.open_attempt_id = r.attempt_id and r.decision_rule_override is null
       order by o.tenant_id, o.id
       for update of o
-    ) l;
+    loop
+      continue when v_open is null;
+      v_one := v_inputs[v_i];
+      v_one.attempt_id := v_open;
+      v_plain := v_plain || v_one;
+      v_ords := v_ords || v_i;
+    end loop;
   end if;
 
   if v_plain is not null then
@@ -3523,7 +3541,7 @@ begin
   end;
 
   v_id_at := routeledger._id_time(v_ready.id);
-  if to_regclass('routeledger.routing_outcomes_' || routeledger._partition_suffix(v_id_at, p_settings.partition_width)) is null then
+  if not routeledger._has_partition(v_id_at, p_settings.partition_width) then
     perform routeledger._ensure_partition(v_id_at, p_settings.partition_width);
   end if;
   with decided as (
@@ -3680,11 +3698,22 @@ declare
   v_inputs routeledger.story_input[];
   v_faults text[];
   v_results routeledger.story_result[];
+  v_at timestamptz;
   v_i integer;
 begin
   select s.* into v_settings from routeledger.settings s;
   select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.story_input, p_rows) r;
   v_results := array_fill(null::routeledger.story_result, array[cardinality(v_faults)]);
+  for v_at in -- before any key is held
+    select min(routeledger._id_time(r.id))
+    from unnest(v_inputs) r
+    where routeledger._id_time(r.id) between v_now - v_settings.id_window_past and v_now + v_settings.id_window_future
+    group by routeledger._partition_suffix(routeledger._id_time(r.id), v_settings.partition_width)
+    having not routeledger._has_partition(min(routeledger._id_time(r.id)), v_settings.partition_width)
+    order by 1
+  loop
+    perform routeledger._ensure_partition(v_at, v_settings.partition_width);
+  end loop;
   for v_i in
     select r.n
     from unnest(v_inputs) with ordinality r (
@@ -4790,6 +4819,10 @@ Locks: none. Errors: none.';
 
 comment on function routeledger._partition_suffix(p_at timestamptz, p_width text) is
 'Returns the name suffix of the whole partition of that width that holds p_at: p20261116w for the week of that Monday, UTC. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
+comment on function routeledger._has_partition(p_at timestamptz, p_width text) is
+'Tells whether the whole partition that holds p_at is there, attached, as the catalogue says now (not as a transaction''s snapshot says). False for one of another width: _ensure_partition() looks closer. Without a pinned path so that the planner can inline it; callers are pinned.
 Locks: none. Errors: none.';
 
 comment on function routeledger._partitions() is

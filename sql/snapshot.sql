@@ -201,12 +201,18 @@ facts as (
   join pg_catalog.pg_sequence s on s.seqrelid = rel.oid
 
   union all
-  -- contype n: columns say it, and only 18 and later list it; conparentid: the rows of partitions
+  -- contype n: columns say it, and only 18 and later list it; conparentid: the rows of partitions. A CHECK is
+  -- written without parentheses, because those of BETWEEN are others after a dump and restore.
   select pg_catalog.format(
     'constraint %I on %s %s validated=%s',
     k.conname,
     coalesce(rel.name, typ.name),
-    pg_catalog.pg_get_constraintdef(k.oid),
+    case
+      when k.contype = 'c'
+      then pg_catalog.btrim(
+        pg_catalog.regexp_replace(pg_catalog.pg_get_constraintdef(k.oid), '[()[:space:]]+', ' ', 'g'))
+      else pg_catalog.pg_get_constraintdef(k.oid)
+    end,
     k.convalidated)
   from pg_catalog.pg_constraint k
   left join rel on rel.oid = k.conrelid

@@ -1,7 +1,8 @@
 """The coalescing writer: concurrent writes share a statement and a commit.
 
 Batching is natural: while one batch is on its way, the next gathers; an idle writer sends the first
-row at once. A caller has its answer when its own row is durable, and gets its own error. Nothing is
+row at once. With many callers there are two batches, half of the rows each: while the database writes
+one, the answers of the other are handed out and its callers come back with their next rows. A caller has its answer when its own row is durable, and gets its own error. Nothing is
 ever dropped: with `max_queue` rows on their way, further callers wait.
 
 A caller that is cancelled does not touch its neighbours. Its row is withdrawn if it has not been
@@ -29,6 +30,9 @@ Work = Callable[[AsyncConnection[Any]], Later[Any]]
 Runner = Callable[[Work], Later[Any]]
 Single = Callable[[Routine[Any], Row], Later[Any]]
 
+# Fewer rows than this are not worth two batches.
+_SMALL = 32
+
 
 class AsyncCoalescer:
     """Gathers rows and writes them in batches.
@@ -49,13 +53,18 @@ class AsyncCoalescer:
         self._max_batch = max_batch
         self._max_wait = max_wait
         self._pending: deque[Entry] = deque()
-        self._more = Signal()
+        self._sent = 0
         self._slots = Slots(max_queue)
         self._closing = False
         self._last = 0
         self.batches = 0
         self.rows = 0
-        self._worker = Worker(self._work, "routeledger-writer")
+        self._signals = (Signal(), Signal())
+        first, second = self._signals
+        self._workers = (
+            Worker(lambda: self._work(first), "routeledger-writer-1"),
+            Worker(lambda: self._work(second), "routeledger-writer-2"),
+        )
 
     async def write(self, routine: Routine[T], row: Row) -> T:
         """Write one row; returns when it is durable.
@@ -65,32 +74,40 @@ class AsyncCoalescer:
         """
         if not self._slots.try_take():
             await self._slots.take()
-        if self._closing or self._worker.ended():
+        if self._closing or self._ended():
             self._slots.give(1)
             raise LedgerClosed("The client is closed.")
         waiter: Waiter[T] = new_waiter()
         self._pending.append((routine, row, waiter))
-        self._more.set()
-        if self._worker.ended():  # it ended at this moment
+        self._wake()
+        if self._ended():  # it ended at this moment
             self._refuse(self._take(len(self._pending)))
         return await answer(waiter)
 
     async def close(self) -> None:
         """Write what is waiting, then stop."""
         self._closing = True
-        self._more.set()
-        await self._worker.join()
+        self._wake()
+        for worker in self._workers:
+            await worker.join()
         self._refuse(self._take(len(self._pending)))
 
-    # -- the worker --
+    def _wake(self) -> None:
+        for signal in self._signals:
+            signal.set()
 
-    async def _work(self) -> None:
+    def _ended(self) -> bool:
+        return self._workers[0].ended() or self._workers[1].ended()
+
+    # -- the workers --
+
+    async def _work(self, more: Signal) -> None:
         try:
             while True:
-                await self._more.wait()
+                await more.wait()
                 while self._pending:
                     await self._gather()
-                    batch = self._take(self._max_batch)
+                    batch = self._take(self._share())
                     if batch:
                         await self._write_batch(batch)
                 if self._closing:
@@ -99,9 +116,13 @@ class AsyncCoalescer:
             self._closing = True
             self._refuse(self._take(len(self._pending)))
 
+    def _share(self) -> int:
+        """Most rows of the next batch: half of those on their way, where they are many."""
+        return min(self._max_batch, max(_SMALL, (len(self._pending) + self._sent + 1) // 2))
+
     async def _gather(self) -> None:
         """Give the callers of the last batch a moment to come back with their next row."""
-        expected = min(self._last, self._max_batch) // 2
+        expected = min(self._last, self._share()) // 2
         if len(self._pending) >= expected or self._closing:
             return
         deadline = time.monotonic() + self._max_wait
@@ -128,6 +149,7 @@ class AsyncCoalescer:
 
     async def _write_batch(self, batch: list[Entry]) -> None:
         self._last = len(batch)
+        self._sent += len(batch)
         self.batches += 1
         self.rows += len(batch)
         groups: dict[Routine[Any], list[Entry]] = {}
@@ -157,6 +179,7 @@ class AsyncCoalescer:
             for _, _, waiter in batch:
                 if not waiter.done():  # the worker itself was ended
                     waiter.set_exception(LedgerClosed("The client was closed during the write."))
+            self._sent -= len(batch)
             self._slots.give(len(batch))
 
     async def _send(self, parts: list[tuple[Routine[Any], list[Entry], str]]) -> list[Entry]:
@@ -179,6 +202,7 @@ class AsyncCoalescer:
             if len(entries) == 1 or not _may_be_one_row(exc):
                 raise
             return entries
+        await pause()  # the other batch goes out first
         for (routine, entries, _), records in zip(parts, answers, strict=True):
             read = routine.read_many
             for (_, _, waiter), record in zip(entries, records, strict=True):

@@ -2,7 +2,8 @@
 """The coalescing writer: concurrent writes share a statement and a commit.
 
 Batching is natural: while one batch is on its way, the next gathers; an idle writer sends the first
-row at once. A caller has its answer when its own row is durable, and gets its own error. Nothing is
+row at once. With many callers there are two batches, half of the rows each: while the database writes
+one, the answers of the other are handed out and its callers come back with their next rows. A caller has its answer when its own row is durable, and gets its own error. Nothing is
 ever dropped: with `max_queue` rows on their way, further callers wait.
 
 A caller that is cancelled does not touch its neighbours. Its row is withdrawn if it has not been
@@ -30,6 +31,9 @@ Work = Callable[[Connection[Any]], Later[Any]]
 Runner = Callable[[Work], Later[Any]]
 Single = Callable[[Routine[Any], Row], Later[Any]]
 
+# Fewer rows than this are not worth two batches.
+_SMALL = 32
+
 
 class Coalescer:
     """Gathers rows and writes them in batches.
@@ -50,13 +54,18 @@ class Coalescer:
         self._max_batch = max_batch
         self._max_wait = max_wait
         self._pending: deque[Entry] = deque()
-        self._more = Signal()
+        self._sent = 0
         self._slots = Slots(max_queue)
         self._closing = False
         self._last = 0
         self.batches = 0
         self.rows = 0
-        self._worker = Worker(self._work, "routeledger-writer")
+        self._signals = (Signal(), Signal())
+        first, second = self._signals
+        self._workers = (
+            Worker(lambda: self._work(first), "routeledger-writer-1"),
+            Worker(lambda: self._work(second), "routeledger-writer-2"),
+        )
 
     def write(self, routine: Routine[T], row: Row) -> T:
         """Write one row; returns when it is durable.
@@ -66,32 +75,40 @@ class Coalescer:
         """
         if not self._slots.try_take():
             self._slots.take()
-        if self._closing or self._worker.ended():
+        if self._closing or self._ended():
             self._slots.give(1)
             raise LedgerClosed("The client is closed.")
         waiter: Waiter[T] = new_waiter()
         self._pending.append((routine, row, waiter))
-        self._more.set()
-        if self._worker.ended():  # it ended at this moment
+        self._wake()
+        if self._ended():  # it ended at this moment
             self._refuse(self._take(len(self._pending)))
         return answer(waiter)
 
     def close(self) -> None:
         """Write what is waiting, then stop."""
         self._closing = True
-        self._more.set()
-        self._worker.join()
+        self._wake()
+        for worker in self._workers:
+            worker.join()
         self._refuse(self._take(len(self._pending)))
 
-    # -- the worker --
+    def _wake(self) -> None:
+        for signal in self._signals:
+            signal.set()
 
-    def _work(self) -> None:
+    def _ended(self) -> bool:
+        return self._workers[0].ended() or self._workers[1].ended()
+
+    # -- the workers --
+
+    def _work(self, more: Signal) -> None:
         try:
             while True:
-                self._more.wait()
+                more.wait()
                 while self._pending:
                     self._gather()
-                    batch = self._take(self._max_batch)
+                    batch = self._take(self._share())
                     if batch:
                         self._write_batch(batch)
                 if self._closing:
@@ -100,9 +117,13 @@ class Coalescer:
             self._closing = True
             self._refuse(self._take(len(self._pending)))
 
+    def _share(self) -> int:
+        """Most rows of the next batch: half of those on their way, where they are many."""
+        return min(self._max_batch, max(_SMALL, (len(self._pending) + self._sent + 1) // 2))
+
     def _gather(self) -> None:
         """Give the callers of the last batch a moment to come back with their next row."""
-        expected = min(self._last, self._max_batch) // 2
+        expected = min(self._last, self._share()) // 2
         if len(self._pending) >= expected or self._closing:
             return
         deadline = time.monotonic() + self._max_wait
@@ -129,6 +150,7 @@ class Coalescer:
 
     def _write_batch(self, batch: list[Entry]) -> None:
         self._last = len(batch)
+        self._sent += len(batch)
         self.batches += 1
         self.rows += len(batch)
         groups: dict[Routine[Any], list[Entry]] = {}
@@ -158,6 +180,7 @@ class Coalescer:
             for _, _, waiter in batch:
                 if not waiter.done():  # the worker itself was ended
                     waiter.set_exception(LedgerClosed("The client was closed during the write."))
+            self._sent -= len(batch)
             self._slots.give(len(batch))
 
     def _send(self, parts: list[tuple[Routine[Any], list[Entry], str]]) -> list[Entry]:
@@ -180,6 +203,7 @@ class Coalescer:
             if len(entries) == 1 or not _may_be_one_row(exc):
                 raise
             return entries
+        pause()  # the other batch goes out first
         for (routine, entries, _), records in zip(parts, answers, strict=True):
             read = routine.read_many
             for (_, _, waiter), record in zip(entries, records, strict=True):

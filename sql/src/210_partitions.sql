@@ -16,6 +16,23 @@ as $$
   select to_char(date_trunc(p_width, p_at at time zone 'UTC'), '"p"YYYYMMDD') || left(p_width, 1)
 $$;
 
+-- Tells whether the whole partition that holds p_at is there, attached, as the catalogue says now (not as a
+-- transaction's snapshot says). False for one of another width: _ensure_partition() looks closer. Without a pinned
+-- path so that the planner can inline it; callers are pinned.
+-- Locks: none. Errors: none.
+create or replace function routeledger._has_partition(
+  p_at timestamptz,
+  p_width text
+)
+returns boolean
+language sql
+stable
+parallel safe
+security invoker
+as $$
+  select pg_partition_root(to_regclass('routeledger.routing_outcomes_' || routeledger._partition_suffix(p_at, p_width))) is not null
+$$;
+
 -- Returns the partitions of the ledger with their bounds; one row stands for the leaves of all three tables.
 -- Locks: none. Errors: none.
 create or replace function routeledger._partitions()
@@ -68,42 +85,35 @@ begin
     return null;
   end if;
   lock table only routeledger.routing_outcomes in share update exclusive mode;
-  if exists (select from routeledger._partitions() p where v_id >= p.lower_id and v_id < p.upper_id) then
+  if routeledger._has_partition(p_at, p_width) or exists (select from routeledger._partitions() p where v_id >= p.lower_id and v_id < p.upper_id) then
     return null;
   end if;
 
   -- Only a partition that spans its whole period bears the name by which a write looks for it.
   v_lower := greatest(v_whole_lower, (select p.upper_id from routeledger._partitions() p where p.upper_id <= v_id order by 1 desc limit 1));
   v_upper := least(v_whole_upper, (select p.lower_id from routeledger._partitions() p where p.lower_id > v_id order by 1 limit 1));
-  if v_lower = v_whole_lower and v_upper = v_whole_upper then
-    v_suffix := routeledger._partition_suffix(p_at, p_width);
-  else
+  v_suffix := routeledger._partition_suffix(p_at, p_width);
+  if v_lower <> v_whole_lower or v_upper <> v_whole_upper or to_regclass('routeledger.routing_outcomes_' || v_suffix) is not null then
     v_suffix := to_char(
       to_timestamp((('x' || replace(left(v_lower::text, 13), '-', ''))::bit(48)::bigint) / 1000.0::double precision) at time zone 'UTC',
       '"p"YYYYMMDD"x"');
+    while to_regclass('routeledger.routing_outcomes_' || v_suffix) is not null loop
+      v_suffix := v_suffix || 'x'; -- a table that was detached keeps its name
+    end loop;
   end if;
 
   foreach v_table in array array['routing_outcomes', 'inferences', 'inference_payloads'] loop
     execute format(
-      'create table if not exists routeledger.%I (like routeledger.%I including defaults including constraints) with (fillfactor = %s)',
+      'create table routeledger.%I (like routeledger.%I including defaults including constraints) with (fillfactor = %s)',
       v_table || '_' || v_suffix, v_table, case v_table when 'inference_payloads' then 100 else 85 end);
-    if not exists (
-      select from pg_inherits i where i.inhrelid = format('routeledger.%I', v_table || '_' || v_suffix)::regclass)
-    then
-      execute format(
-        'alter table routeledger.%I attach partition routeledger.%I for values from (%L) to (%L)',
-        v_table, v_table || '_' || v_suffix, v_lower, v_upper);
-    end if;
-  end loop;
-  if not exists (
-    select from pg_constraint c
-    where c.conrelid = format('routeledger.%I', 'routing_outcomes_' || v_suffix)::regclass and c.conname = 'outcome_links_own_attempt')
-  then
     execute format(
-      'alter table routeledger.%I add constraint outcome_links_own_attempt'
-      ' foreign key (tenant_id, id, inference_id) references routeledger.%I (tenant_id, outcome_id, id)',
-      'routing_outcomes_' || v_suffix, 'inferences_' || v_suffix);
-  end if;
+      'alter table routeledger.%I attach partition routeledger.%I for values from (%L) to (%L)',
+      v_table, v_table || '_' || v_suffix, v_lower, v_upper);
+  end loop;
+  execute format(
+    'alter table routeledger.%I add constraint outcome_links_own_attempt'
+    ' foreign key (tenant_id, id, inference_id) references routeledger.%I (tenant_id, outcome_id, id)',
+    'routing_outcomes_' || v_suffix, 'inferences_' || v_suffix);
   return v_suffix;
 end
 $$;

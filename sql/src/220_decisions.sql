@@ -280,7 +280,7 @@ begin
     return v_result;
   end if;
 
-  if to_regclass('routeledger.routing_outcomes_' || routeledger._partition_suffix(v_id_at, p_settings.partition_width)) is null then
+  if not routeledger._has_partition(v_id_at, p_settings.partition_width) then
     perform routeledger._ensure_partition(v_id_at, p_settings.partition_width);
   end if;
 
@@ -322,7 +322,8 @@ begin
     is distinct from
      (v_given.agent_id, v_given.task_type, p_ready.decision_rule, p_ready.chosen_model_slug, p_ready.candidates, v_given.min_quality,
       v_given.budget_cap_usd, v_given.policy_version, coalesce(v_given.traffic_class, 'production'), v_given.metadata,
-      coalesce(v_given.event_at, v_stored.event_at), coalesce(v_given.attempt_id, v_first.id))
+      coalesce(v_given.event_at, v_stored.event_at),
+      case when v_first.id is not null then coalesce(v_given.attempt_id, v_first.id) end)
   then
     v_result.status := 'refused';
     v_result.code := 'RL301';
@@ -469,7 +470,7 @@ begin
     from unnest(v_ready) r
     where r.fault is null
     group by routeledger._partition_suffix(routeledger._id_time(r.id), v_settings.partition_width)
-    having to_regclass('routeledger.routing_outcomes_' || routeledger._partition_suffix(min(routeledger._id_time(r.id)), v_settings.partition_width)) is null
+    having not routeledger._has_partition(min(routeledger._id_time(r.id)), v_settings.partition_width)
     order by 1
   loop
     perform routeledger._ensure_partition(v_at, v_settings.partition_width);

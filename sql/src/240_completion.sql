@@ -332,8 +332,7 @@ begin
     end if;
   end if;
   if p_given.decision_rule_override is not null
-    or to_regclass('routeledger.routing_outcomes_'
-      || routeledger._partition_suffix(routeledger._id_time(p_given.id), p_settings.partition_width)) is null
+    or not routeledger._has_partition(routeledger._id_time(p_given.id), p_settings.partition_width)
   then
     return routeledger._complete_other(p_given, p_now);
   end if;
@@ -497,6 +496,8 @@ declare
   v_now timestamptz := routeledger.clock();
   v_inputs routeledger.completion_input[];
   v_faults text[];
+  v_one routeledger.completion_input;
+  v_open uuid;
   v_plain routeledger.completion_input[];
   v_ords integer[];
   v_results routeledger.completion_result[];
@@ -515,15 +516,16 @@ begin
     end if;
   end loop;
 
-  -- The plain majority: the first row of each id, which names its attempt, and that attempt is the open one.
-  -- They are locked here in their order, so that what follows finds them as they are.
+  -- The plain majority: the first row of each id, where its attempt (the one it names, if any) is the open one.
+  -- All that exist are locked here in their order, so that what follows finds them as they are.
   if cardinality(v_faults) > 1 then
     select min(r.id::text)::uuid, max(r.id::text)::uuid into v_first, v_last
     from unnest(v_inputs) with ordinality r where v_faults[r.ordinality] is null;
-    select array_agg(v_inputs[l.n] order by l.tenant_id, l.id), array_agg(l.n::integer order by l.tenant_id, l.id)
-    into v_plain, v_ords
-    from (
-      select o.tenant_id, o.id, r.n
+    for v_i, v_open in
+      select
+        r.n,
+        case when o.outcome_status is null and r.decision_rule_override is null and o.open_attempt_id = coalesce(r.attempt_id, o.open_attempt_id)
+          then o.open_attempt_id end
       from (
         select distinct on (x.tenant_id, x.id) x.tenant_id, x.id, x.attempt_id, x.decision_rule_override, x.n
         from unnest(v_inputs) with ordinality x (
@@ -535,10 +537,15 @@ begin
       ) r
       join routeledger.routing_outcomes o on o.tenant_id = r.tenant_id and o.id = r.id
       where o.id between v_first and v_last
-        and o.outcome_status is null and o.open_attempt_id = r.attempt_id and r.decision_rule_override is null
       order by o.tenant_id, o.id
       for update of o
-    ) l;
+    loop
+      continue when v_open is null;
+      v_one := v_inputs[v_i];
+      v_one.attempt_id := v_open;
+      v_plain := v_plain || v_one;
+      v_ords := v_ords || v_i;
+    end loop;
   end if;
 
   if v_plain is not null then

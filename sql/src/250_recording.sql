@@ -223,7 +223,7 @@ begin
   end;
 
   v_id_at := routeledger._id_time(v_ready.id);
-  if to_regclass('routeledger.routing_outcomes_' || routeledger._partition_suffix(v_id_at, p_settings.partition_width)) is null then
+  if not routeledger._has_partition(v_id_at, p_settings.partition_width) then
     perform routeledger._ensure_partition(v_id_at, p_settings.partition_width);
   end if;
   with decided as (
@@ -380,11 +380,22 @@ declare
   v_inputs routeledger.story_input[];
   v_faults text[];
   v_results routeledger.story_result[];
+  v_at timestamptz;
   v_i integer;
 begin
   select s.* into v_settings from routeledger.settings s;
   select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.story_input, p_rows) r;
   v_results := array_fill(null::routeledger.story_result, array[cardinality(v_faults)]);
+  for v_at in -- before any key is held
+    select min(routeledger._id_time(r.id))
+    from unnest(v_inputs) r
+    where routeledger._id_time(r.id) between v_now - v_settings.id_window_past and v_now + v_settings.id_window_future
+    group by routeledger._partition_suffix(routeledger._id_time(r.id), v_settings.partition_width)
+    having not routeledger._has_partition(min(routeledger._id_time(r.id)), v_settings.partition_width)
+    order by 1
+  loop
+    perform routeledger._ensure_partition(v_at, v_settings.partition_width);
+  end loop;
   for v_i in
     select r.n
     from unnest(v_inputs) with ordinality r (

@@ -102,6 +102,10 @@ comment on function routeledger._partition_suffix(p_at timestamptz, p_width text
 'Returns the name suffix of the whole partition of that width that holds p_at: p20261116w for the week of that Monday, UTC. Without a pinned path so that the planner can inline it; callers are pinned.
 Locks: none. Errors: none.';
 
+comment on function routeledger._has_partition(p_at timestamptz, p_width text) is
+'Tells whether the whole partition that holds p_at is there, attached, as the catalogue says now (not as a transaction''s snapshot says). False for one of another width: _ensure_partition() looks closer. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
 comment on function routeledger._partitions() is
 'Returns the partitions of the ledger with their bounds; one row stands for the leaves of all three tables.
 Locks: none. Errors: none.';

@@ -48,6 +48,7 @@ class FakeConnection:
 
     def __init__(self) -> None:
         self.delay = 0.0
+        self.lock = asyncio.Lock()
         self.batches: list[list[list[Any]]] = []
         self.raises: list[Exception] = []
         self.gate: asyncio.Event | None = None
@@ -62,13 +63,14 @@ class FakeConnection:
         return Cursor(answer(query, rows))
 
     async def run(self, work: Callable[[Any], Awaitable[Any]]) -> Any:
-        self.batches.append([])
-        await asyncio.sleep(self.delay)
-        if self.gate is not None:
-            await self.gate.wait()
-        if self.raises:
-            raise self.raises.pop(0)
-        return await work(self)
+        async with self.lock:  # one connection
+            self.batches.append([])
+            await asyncio.sleep(self.delay)
+            if self.gate is not None:
+                await self.gate.wait()
+            if self.raises:
+                raise self.raises.pop(0)
+            return await work(self)
 
     async def single(self, routine: Routine[Any], row: Any) -> Any:
         self.singles.append(row["id"])

@@ -1,0 +1,1056 @@
+"""The bad input table: every parameter of every public routine against every kind of bad value.
+
+A value is either accepted by a rule that the table states, or refused with the code that the table
+states, a hint and a JSON detail that names the parameter; and then nothing has changed. The single
+form and the set form say the same. A routine, a parameter, a field of a row or a setting without
+an entry here fails the test, and so does an entry that leaves a kind of value out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Final
+
+import psycopg
+import pytest
+from psycopg.types.string import TextLoader
+
+from tests.conftest import Database
+from tests.property.ledger import (
+    DIGEST,
+    JSON_NULL,
+    NOON,
+    SET_FORMS,
+    Answer,
+    Connection,
+    Row,
+    digest,
+    fields_of,
+    many,
+    public_routines,
+    refusal,
+    rows_of,
+    set_clock,
+    single,
+    uuid7,
+)
+
+pytestmark = pytest.mark.property
+
+OK: Final = None
+# a code, several that are equally right, or OK
+Verdict = str | tuple[str, ...] | None
+
+
+class Same:
+    """The same verdict in both forms."""
+
+
+SAME: Final = Same()
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value of this test's own, with its verdict, and where it differs that in the set form."""
+
+    value: Any
+    verdict: Verdict
+    in_set: Verdict | Same = SAME
+
+    @property
+    def set_verdict(self) -> Verdict:
+        return self.verdict if isinstance(self.in_set, Same) else self.in_set
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What becomes of the values of one parameter: kind of value to verdict, and more values."""
+
+    kinds: Mapping[str, Verdict | Value]
+    # the row of which the parameter is a part, where it is not the usual one
+    given: Mapping[str, Any] = field(default_factory=dict)
+    # what the detail calls the parameter, where not by its name; "" where it does not name one
+    called: str | None = None
+
+
+# -- values: each kind that each type has -----------------------------------------------------
+
+LONG = "x" * 1_000_000
+TEXT = {"null": None, "empty": "", "huge": LONG, "odd": "no such word"}
+UUID = {
+    "null": None,
+    "v4": "3f2b8c1e-7d54-4e0a-9b6f-2a1c5d7e9f00",
+    "nil": "00000000-0000-0000-0000-000000000000",
+    "no variant": "01890a5d-ac96-774b-cdef-0123456789ab",
+    "1970": "00000000-0000-7000-8000-000000000001",
+    "2200": "06999999-9999-7999-8999-999999999999",
+    "last": "ffffffff-ffff-7fff-bfff-ffffffffffff",
+}
+DOUBLE = {
+    "null": None,
+    "negative": -1.0,
+    "nan": float("nan"),
+    "infinite": float("inf"),
+    "minus infinite": float("-inf"),
+    "huge": 1e308,
+}
+NUMERIC = {
+    "null": None,
+    "negative": Decimal(-1),
+    "nan": Decimal("NaN"),
+    "infinite": Decimal("Infinity"),
+    "minus infinite": Decimal("-Infinity"),
+    "huge": Decimal("1e1000"),
+    "fine": Decimal("1e-1000"),
+}
+BIGINT = {"null": None, "negative": -1, "zero": 0, "huge": 2**63 - 1, "minus huge": -(2**63)}
+INTEGER = {"null": None, "negative": -1, "zero": 0, "huge": 2**31 - 1, "minus huge": -(2**31)}
+TIME = {
+    "null": None,
+    "1970": "1970-01-01 00:00:00+00",
+    "2200": "2200-01-01 00:00:00+00",
+    "infinite": "infinity",
+    "minus infinite": "-infinity",
+    "first": "4713-01-01 00:00:00+00 BC",
+    "last": "294276-12-31 00:00:00+00",
+}
+INTERVAL = {
+    "null": None,
+    "zero": "0",
+    "negative": "-1 second",
+    "huge": "178000000 years",
+    "minus huge": "-178000000 years",
+}
+JSON: dict[str, Any] = {
+    "null": None,
+    "json null": JSON_NULL,
+    "number": 5,
+    "string": "a",
+    "boolean": True,
+    "object": {},
+    "array": [],
+    "numbers": [1],
+    "nulls": [JSON_NULL],
+    "arrays": [[]],
+    "nested": [[{"model_slug": "alpha", "status": "failed", "error_type": "x"}]],
+    "objects": [{}],
+    "huge": {"x": "y" * 17_000_000},
+}
+WORDS = {
+    "null": None,
+    "empty": [],
+    "null word": [None],
+    "empty word": [""],
+    "huge word": [LONG],
+    "100 words": ["stop"] * 100,
+    "101 words": ["stop"] * 101,
+    "two-dimensional": [["stop"], ["stop"]],
+}
+NAME = {"null": None, "empty": "", "odd": "no such role", "huge": LONG}
+BOOLEAN = {"null": None}
+
+KINDS: dict[str, Mapping[str, Any]] = {
+    "text": TEXT,
+    "uuid": UUID,
+    "double precision": DOUBLE,
+    "numeric": NUMERIC,
+    "bigint": BIGINT,
+    "integer": INTEGER,
+    "timestamp with time zone": TIME,
+    "interval": INTERVAL,
+    "jsonb": JSON,
+    "text[]": WORDS,
+    "name": NAME,
+    "boolean": BOOLEAN,
+}
+
+# What does not even fit the type, in a row of a set form.
+UNFIT: dict[str, tuple[Any, ...]] = {
+    "text": ({"a": 1}, ["a"]),
+    "uuid": ("", "no id", 5, True, {"a": 1}, ["a"], "018f"),
+    "double precision": ("", "five", True, {"a": 1}, [1], "1e999"),
+    "numeric": ("", "five", True, {"a": 1}, [1]),
+    "bigint": ("", "five", "1.5", 1.5, True, {"a": 1}, [1], 2**63, "99999999999999999999"),
+    "integer": ("", "five", "1.5", 1.5, True, {"a": 1}, [1], 2**31),
+    "timestamp with time zone": ("", "noon", 5, True, {"a": 1}, ["now"], "300000-01-01"),
+    "interval": ("", "long", True, {"a": 1}, ["1 second"], "1e30 years"),
+    "jsonb": (),
+    "text[]": ("stop", 5, True, {"a": 1}, [["a"], "b"]),
+    "boolean": ("", "maybe", 5, {"a": 1}, [True]),
+}
+
+
+# -- rules ------------------------------------------------------------------------------------
+
+
+def text(
+    limit: int | None = None,
+    *,
+    null: Verdict = OK,
+    empty: Verdict = OK,
+    odd: Verdict = OK,
+    huge: Verdict = "RL108",
+    given: Mapping[str, Any] | None = None,
+    called: str | None = None,
+    **more: Verdict | Value,
+) -> Rule:
+    kinds: dict[str, Verdict | Value] = {
+        "null": null,
+        "empty": empty,
+        "odd": odd,
+        "huge": huge if limit or huge != "RL108" else OK,
+    }
+    if limit is not None:
+        kinds["as long as allowed"] = Value("x" * limit, odd)
+        kinds["one longer"] = Value("ż" * (limit + 1), huge)
+    return Rule({**kinds, **more}, given or {}, called)
+
+
+def word(*, null: Verdict = OK, **options: Any) -> Rule:
+    """A text of a closed vocabulary, or of the shape of a word."""
+    return text(None, null=null, empty="RL102", odd="RL102", huge="RL102", **options)
+
+
+def key(
+    null: Verdict = "RL101", other: Verdict = "RL201", called: str | None = None, **more: Value
+) -> Rule:
+    """An id: only version 7; `other` for one that is well-formed and dated anywhere."""
+    dated = dict.fromkeys(("1970", "2200", "last"), other)
+    bad = dict.fromkeys(("v4", "nil", "no variant"), "RL104")
+    return Rule({"null": null, **bad, **dated, **more}, called=called)
+
+
+def amount(
+    null: Verdict = OK,
+    *,
+    zero: bool = False,
+    given: Mapping[str, Any] | None = None,
+    called: str | None = None,
+) -> Rule:
+    """A double precision (or integer, with `zero`) that is finite and not negative."""
+    if zero:
+        kinds = {"null": null, "negative": "RL103", "zero": OK, "huge": "RL103"}
+        return Rule({**kinds, "minus huge": "RL103"}, given or {}, called)
+    bad = dict.fromkeys(("negative", "nan", "infinite", "minus infinite", "huge"), "RL103")
+    return Rule({"null": null, **bad}, given or {}, called)
+
+
+def money(called: str | None = None) -> Rule:
+    """A numeric that is finite and not negative, however fine."""
+    return Rule({**amount().kinds, "fine": OK, "zero": Value(Decimal(0), OK)}, called=called)
+
+
+def moment(
+    *, past: Verdict = "RL109", future: Verdict = "RL109", ancient: Verdict = "RL109", **more: Any
+) -> Rule:
+    bad = dict.fromkeys(("infinite", "minus infinite", "last"), "RL109")
+    return Rule({"null": OK, "1970": past, "2200": future, "first": ancient, **bad}, **more)
+
+
+def span(zero: Verdict = "RL103", **more: Any) -> Rule:
+    bad = dict.fromkeys(("negative", "huge", "minus huge"), "RL103")
+    return Rule({"null": OK, "zero": zero, **bad}, **more)
+
+
+LEASE = span()
+TENANT = text(200, null="RL101", empty="RL101", odd="RL201")
+COUNT = amount(zero=True)
+STATUS_CODE = Rule(
+    {**COUNT.kinds, "zero": "RL103", "599": Value(599, OK), "600": Value(600, "RL103")}
+)
+REASONS = Rule(
+    {
+        "null": OK,
+        "empty": OK,
+        "null word": OK,
+        "empty word": OK,
+        "huge word": "RL108",
+        "100 words": OK,
+        "101 words": "RL108",
+        "two-dimensional": "RL108",
+    }
+)
+METADATA = Rule(
+    {
+        "null": OK,
+        "json null": Value(JSON_NULL, "RL107", OK),  # in a row, null is an absent value
+        "object": OK,
+        "huge": "RL108",
+        **dict.fromkeys(
+            (
+                "number",
+                "string",
+                "boolean",
+                "array",
+                "numbers",
+                "nulls",
+                "arrays",
+                "nested",
+                "objects",
+            ),
+            "RL107",
+        ),
+    }
+)
+ALPHA = {"model_slug": "alpha", "provider": "lab"}
+CANDIDATES = Rule(
+    {
+        "null": OK,  # none: rejected, no_candidate_enrolled
+        "json null": Value(JSON_NULL, "RL106", OK),
+        "array": OK,
+        **dict.fromkeys(("number", "string", "boolean", "object"), "RL106"),
+        **dict.fromkeys(("numbers", "nulls", "arrays", "nested", "objects"), "RL106"),
+        "huge": "RL106",
+        "huge array": Value([{"model_slug": "a", "note": LONG}], "RL108"),
+        "500": Value(["a"] * 500, OK),
+        "501": Value(["a"] * 501, "RL502"),
+        "no slug in a later one": Value(["a", {}], "RL106"),
+        "an array later": Value([ALPHA, [ALPHA]], "RL106"),
+        "words in an array": Value([["a"]], "RL106"),
+        "empty slug": Value([{"model_slug": ""}], "RL106"),
+        "empty word": Value([""], "RL106"),
+        "slug an array": Value([{"model_slug": ["a"]}], "RL106"),
+        "slug an object": Value([{"model_slug": {"a": 1}}], "RL106"),
+        "slug a number": Value([{"model_slug": 5}], "RL106"),
+        "slug null": Value([{"model_slug": JSON_NULL}], "RL106"),
+        "longest slug": Value(["x" * 300], OK),
+        "slug too long": Value(["x" * 301], "RL108"),
+        "provider too long": Value([{"model_slug": "a", "provider": "p" * 301}], OK),  # is cut
+        "all dropped": Value([{"model_slug": "a", "drop_reason": "cost"}], OK),  # is rejected
+        "dropped for null": Value([{"model_slug": "a", "drop_reason": JSON_NULL}], OK),  # is not
+    }
+)
+# A choice needs a model; a refusal has none.
+RULE_WORD = Rule(
+    {
+        **word().kinds,
+        "longest": Value("a" + "b" * 62, OK),
+        "too long": Value("a" + "b" * 63, "RL102"),
+        "line break": Value("pinned\n", "RL102"),
+        "no one enrolled": Value("no_candidate_enrolled", OK),
+    }
+)
+PAYLOAD = Rule({**dict.fromkeys(JSON, OK), "huge": "RL108"})
+
+FAILED = {"status": "failed", "error_type": "x"}
+SUCCEEDED = {"status": "succeeded", "input_tokens": 1, "output_tokens": 1}
+
+DECISION: dict[str, Rule] = {
+    "tenant_id": text(200, null="RL101", empty="RL101"),
+    "id": key(null=OK, other="RL105"),
+    "agent_id": text(200, empty="RL103"),
+    "task_type": text(200, empty="RL103"),
+    "candidates": CANDIDATES,
+    "chosen_model_slug": text(300, empty="RL103"),
+    "decision_rule": RULE_WORD,
+    "min_quality": Rule({**amount().kinds, "2": Value(2.0, "RL103"), "1": Value(1.0, OK)}),
+    "budget_cap_usd": money(),
+    "policy_version": text(200, empty="RL103"),
+    "traffic_class": word(),
+    "event_at": moment(),
+    "metadata": METADATA,
+}
+
+TABLE: dict[str, dict[str, Rule]] = {
+    "insert_decision": {
+        **DECISION,
+        "lease": LEASE,
+        "attempt_id": key(null=OK, other=OK),  # unique within its decision, so dated as it likes
+    },
+    "start_attempt": {
+        "tenant_id": TENANT,
+        "id": key(),
+        "model_slug": text(300, null="RL101", empty="RL101"),
+        "attempt_id": key(null=OK, other=OK),
+        "provider": text(300),
+    },
+    "fail_attempt": {
+        "tenant_id": TENANT,
+        "id": key(),
+        "attempt_id": key(other="RL202"),
+        "error_type": text(200, null="RL101", empty="RL101"),
+        "error_message": text(),  # is cut
+        "http_status": STATUS_CODE,
+        "retry_after_ms": COUNT,
+        "next": word(),
+        "next_attempt_id": key(null=OK, other=OK),
+        "input_tokens": COUNT,
+        "output_tokens": COUNT,
+        "cost_usd": money(),
+        "latency_ms": amount(),
+        "ttft_ms": amount(),
+        "provider_response_id": text(500),
+    },
+    "complete_decision": {
+        "tenant_id": TENANT,
+        "id": key(),
+        "outcome_status": word(
+            null="RL101",
+            rejected=Value("rejected", "RL102"),
+            abandoned=Value("abandoned", "RL102"),
+            routed=Value("routed", "RL102"),
+        ),
+        "attempt_id": key(null=OK, other="RL202"),
+        "input_tokens": amount("RL101", zero=True),
+        "output_tokens": amount("RL101", zero=True),
+        "cache_read_input_tokens": COUNT,
+        "cache_creation_input_tokens": COUNT,
+        "reasoning_output_tokens": COUNT,
+        "cost_usd": money(),
+        "latency_ms": amount(),
+        "ttft_ms": amount(),
+        "http_status": STATUS_CODE,
+        "error_type": text(
+            200, null="RL101", empty="RL101", given={"outcome_status": "failed", "error_type": "x"}
+        ),
+        "error_message": text(given={"outcome_status": "failed", "error_type": "x"}),
+        "provider_response_id": text(500),
+        "response_model": text(300),
+        "finish_reasons": REASONS,
+        "decision_rule_override": word(given={"outcome_status": "failed", "error_type": "x"}),
+    },
+    "extend_lease": {"tenant_id": TENANT, "id": key(), "lease": LEASE},
+    "record_outcome": {
+        **DECISION,
+        # the model called is that of the first attempt
+        "candidates": Rule({**CANDIDATES.kinds, "slug too long": Value(["x" * 301], OK)}),
+        "decision_rule": Rule(
+            {**word().kinds, "none enrolled": Value("no_candidate_enrolled", "RL102")}
+        ),
+        "attempts": Rule(
+            {
+                # candidates to choose from, and nobody called: then why is it told?
+                "null": "RL101",
+                "json null": Value(JSON_NULL, "RL111", "RL101"),
+                "array": "RL101",
+                **dict.fromkeys(("number", "string", "boolean", "object", "huge"), "RL111"),
+                **dict.fromkeys(
+                    ("numbers", "nulls", "arrays", "nested", "objects"), ("RL107", "RL111")
+                ),
+                "unknown field": Value([{**ALPHA, **FAILED, "colour": "blue"}], "RL107"),
+                "a number, and no candidates": Value([5], ("RL107", "RL111")),
+                "121": Value([{**ALPHA, **FAILED}] * 121, "RL503"),
+                "succeeded, then failed": Value(
+                    [{**ALPHA, **SUCCEEDED}, {**ALPHA, **FAILED}],
+                    "RL111",
+                ),
+                "one id twice": Value(
+                    [{"id": UUID["1970"], **ALPHA, **FAILED}] * 2,
+                    "RL111",
+                ),
+                "ends before it starts": Value(
+                    [
+                        {
+                            **ALPHA,
+                            **FAILED,
+                            "started_at": "2030-01-16 11:00+00",
+                            "completed_at": "2030-01-16 10:00+00",
+                        }
+                    ],
+                    "RL109",
+                ),
+            },
+            called="",
+        ),
+        "decision_rule_override": word(
+            given={"attempts": None, "chosen_model_slug": "alpha"},
+            null="RL101",  # chosen, not called, and no word of why
+            called="",
+        ),
+    },
+    "record_payload": {
+        "tenant_id": TENANT,
+        "id": key(),
+        "attempt_id": key(other="RL202"),
+        "request": PAYLOAD,
+        "response": PAYLOAD,
+    },
+    "reap": {
+        "limit": Rule(
+            {**COUNT.kinds, "null": "RL101", "zero": "RL103", "10001": Value(10001, "RL103")}
+        ),
+        "tenant_id": text(200, empty="RL101"),
+    },
+    "maintain": {"ahead": span(zero=OK)},
+    "configure": {
+        "settings": Rule({**dict.fromkeys(JSON, "RL107"), "object": OK, "huge": "RL107"}, called="")
+    },
+    "grant_tenant": {
+        "role": Rule(
+            {"null": "RL101", "empty": "RL203", "odd": "RL203", "huge": "RL203"}, called=""
+        ),
+        "tenant_id": text(200, null="RL101", empty="RL101"),
+    },
+    # to take back what nobody has is to do nothing
+    "revoke_tenant": {
+        "role": Rule({"null": "RL101", "empty": OK, "odd": OK, "huge": OK}),
+        "tenant_id": text(null="RL101", empty="RL101"),
+    },
+    "unbind_role": {"role": Rule({"null": "RL101", "empty": OK, "odd": OK, "huge": OK})},
+    "set_clock": {"now": moment(future=OK)},
+    "uuid_v7_time": {"id": Rule(dict.fromkeys(UUID, OK))},
+    "bound_tenants": {},
+    "clock": {},
+    "errors": {},
+    "uuid_v7": {},
+    "version": {},
+}
+
+# One attempt of a told story: the fields of routeledger.attempt_input.
+TOLD: dict[str, Rule] = {
+    "id": key(null=OK, other=OK),
+    "model_slug": text(300, null="RL111", empty=("RL103", "RL111")),
+    "provider": text(300),
+    "status": text(null="RL111", empty="RL111", odd="RL111", huge="RL111"),
+    "input_tokens": amount("RL111", zero=True),
+    "output_tokens": amount("RL111", zero=True),
+    "cache_read_input_tokens": COUNT,
+    "cache_creation_input_tokens": COUNT,
+    "reasoning_output_tokens": COUNT,
+    "cost_usd": money(),
+    "latency_ms": amount(),
+    "ttft_ms": amount(),
+    "http_status": STATUS_CODE,
+    "error_type": text(200, null="RL111", empty="RL111", given=FAILED),
+    "error_message": text(given=FAILED),
+    "retry_after_ms": COUNT,
+    "provider_response_id": text(500),
+    "response_model": text(300),
+    "finish_reasons": REASONS,
+    "started_at": moment(),
+    "completed_at": moment(),
+}
+
+# One row of import_models: the fields of routeledger.model_input.
+CATALOG: dict[str, Rule] = {
+    "model_slug": text(300, null="RL101", empty="RL101"),
+    "provider": text(300, called=""),
+    "brand_slug": text(300, called=""),
+    "base_model": text(300, called=""),
+    "mode": text(300, called=""),
+    "valid_from": moment(past=OK, ancient=OK),
+    "input_usd_per_mtok": money(),
+    "output_usd_per_mtok": money(),
+    "cache_read_usd_per_mtok": money(),
+    "cache_creation_usd_per_mtok": money(),
+    "max_input_tokens": Rule({**COUNT.kinds, "huge": OK}),
+    "max_output_tokens": Rule({**COUNT.kinds, "huge": OK}),
+    "deprecated_at": Rule({**moment(past=OK, future=OK, ancient=OK).kinds, "last": OK}),
+    "q_prior": Rule({**amount().kinds, "2": Value(2.0, "RL103")}),
+    "expected_latency_ms": amount(),
+    "enrolled": Rule({"null": OK}),
+    "source": text(300, called=""),
+}
+
+# Each setting: what fits its type and is out of range, and what does not fit.
+SETTINGS: dict[str, tuple[list[Any], list[Any]]] = {
+    "lease": (["0", "-1 second", "25 hours", "178000000 years"], ["soon", "", {}, [], True]),
+    "id_window_past": (["0", "-1 day", "101 years"], ["soon", "", {}, []]),
+    "id_window_future": (["0", "-1 day", "31 days"], ["soon", "", {}, []]),
+    "event_at_max_age": (["0", "-1 day", "101 years"], ["soon", "", {}, []]),
+    "partition_width": (["", "year", "WEEK", {}, [], 7, True], []),
+    "partitions_ahead": ([0, -1, 121, 2**31 - 1], ["many", "", 1.5, 2**31, {}, [], True]),
+    "retry_attempts_per_model": ([0, -1, 11], ["many", "", 1.5, 2**31, {}, [], True]),
+    "retry_max_attempts": ([0, -1, 1001], ["many", "", 1.5, 2**31, {}, [], True]),
+    "retry_base": (["-1 second", "2 hours"], ["soon", "", {}, []]),
+    "retry_cap": (["-1 second", "25 hours"], ["soon", "", {}, []]),
+    "retry_jitter": ([-0.1, 1.1, "NaN", "Infinity", "-Infinity"], ["much", "", {}, [], True]),
+    "implausible_factor": ([0, -1, 1.9, 1001, "NaN", "Infinity"], ["much", "", {}, [], True]),
+    "implausible_usd_per_mtok": ([0, -1, 1e10, "NaN", "Infinity"], ["much", "", {}, [], True]),
+}
+
+
+# -- the world in which they are called ---------------------------------------------------------
+
+
+@dataclass
+class World:
+    """A ledger with decisions to act upon, and an administrator whose clock stands still."""
+
+    database: Database
+    conn: Connection
+    routines: dict[str, dict[str, str]]
+    attempt_fields: dict[str, str]
+    model_fields: dict[str, str]
+    # three decisions of each sort, with their first attempts: the one acted upon, two neighbours
+    open: list[Row]
+    held: list[Row]
+    _good: dict[str, str] = field(default_factory=dict)
+
+    def row(self, routine: str, n: int = 0) -> Row:
+        """A call that is right in every way; `n` tells three of them apart."""
+        decision = self.held[n] if routine == "start_attempt" else self.open[n]
+        keys = {"tenant_id": "acme", "id": decision["id"]}
+        new = {"tenant_id": "acme", "id": str(uuid7()), "candidates": ["alpha", "beta"]}
+        attempt = decision["attempt_id"]
+        usage = {"input_tokens": 10, "output_tokens": 5}
+        told = {"model_slug": "alpha", "status": "succeeded", **usage}
+        rows: dict[str, Row] = {
+            "insert_decision": {**new, "attempt_id": str(uuid7())},
+            "start_attempt": {**keys, "model_slug": "alpha", "attempt_id": str(uuid7())},
+            "fail_attempt": {
+                **keys,
+                "attempt_id": attempt,
+                "error_type": "timeout",
+                "next_attempt_id": str(uuid7()),
+            },
+            "complete_decision": {
+                **keys,
+                "attempt_id": attempt,
+                "outcome_status": "succeeded",
+                **usage,
+            },
+            "extend_lease": {**keys, "lease": "1 hour"},
+            "record_outcome": {**new, "attempts": [{"id": str(uuid7()), **told}]},
+            "record_payload": {
+                **keys,
+                "attempt_id": attempt,
+                "request": {"q": 1},
+                "response": {"a": 1},
+            },
+            "reap": {"limit": 10, "tenant_id": "nobody"},
+            "maintain": {"ahead": "1 day"},
+            "configure": {"settings": {}},
+            "grant_tenant": {"role": "test_writer", "tenant_id": "acme"},
+            "revoke_tenant": {"role": "test_writer", "tenant_id": "acme"},
+            "unbind_role": {"role": "test_writer"},
+            "set_clock": {"now": NOON.isoformat()},
+            "uuid_v7_time": {"id": str(uuid7())},
+            "import_models": {
+                "model_slug": f"gamma-{n}",
+                "base_model": f"gamma-{n}",
+                "valid_from": "2029-01-01",
+                "input_usd_per_mtok": 1,
+                "output_usd_per_mtok": 2,
+            },
+        }
+        return rows[routine]
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Whatever is done inside is taken back; the clock stays where it was."""
+        with self.conn.transaction(force_rollback=True):
+            yield
+
+    def digest(self) -> str:
+        return digest(self.conn)
+
+    def call(self, routine: str, row: Row) -> Answer:
+        """The single form, or any routine that has no set form."""
+        types = self.routines[routine]
+        if routine in SET_FORMS:
+            return single(self.conn, routine, types, row)
+        try:
+            with self.conn.transaction():
+                rows = rows_of(self.conn, routine, types, row)
+        except psycopg.Error as error:
+            return refusal(error)
+        return Answer("accepted", values={"rows": rows})
+
+
+@pytest.fixture(scope="module")
+def world(server: Any, template: str) -> Iterator[World]:
+    database = Database(server, server.create_database(template))
+    with database.connect() as owner, database.connect("admin") as conn:
+        # as text: Python has no year 0 and no year 10000
+        conn.adapters.register_loader("timestamptz", TextLoader)
+        owner.execute(DIGEST)
+        set_clock(conn, NOON)
+        conn.execute("""select routeledger.configure('{"retry_jitter": 0}')""")
+        conn.execute("select routeledger.maintain()")
+        types = public_routines(owner)
+        decisions = []
+        for n in range(6):
+            row = {
+                "tenant_id": "acme",
+                "id": str(uuid7()),
+                "attempt_id": str(uuid7()),
+                "candidates": ["alpha", "beta"],
+            }
+            assert not single(conn, "insert_decision", types["insert_decision"], row).refused
+            decisions.append(row)
+            if n >= 3:
+                held = {**row, "error_type": "x", "next": "hold"}
+                del held["candidates"]
+                assert not single(conn, "fail_attempt", types["fail_attempt"], held).refused
+        yield World(
+            database,
+            conn,
+            types,
+            fields_of(owner, "attempt_input"),
+            fields_of(owner, "model_input"),
+            decisions[:3],
+            decisions[3:],
+        )
+    server.drop_database(database.name)
+
+
+# -- the checks -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    value: Any
+    verdict: Verdict
+    set_verdict: Verdict
+
+
+def cases(rule: Rule, kind: str) -> list[Case]:
+    """The values that a rule judges: each kind of the type, and the rule's own."""
+    values = KINDS[kind]
+    assert set(values) <= set(rule.kinds), f"no verdict on {sorted(set(values) - set(rule.kinds))}"
+    found = []
+    for name, verdict in rule.kinds.items():
+        if isinstance(verdict, Value):
+            found.append(Case(name, verdict.value, verdict.verdict, verdict.set_verdict))
+        else:
+            found.append(Case(name, values[name], verdict, verdict))
+    return found
+
+
+def short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) < 200 else f"{shown[:200]}…"
+
+
+def complaint(
+    answer: Answer, verdict: Verdict, parameter: str, messages: Mapping[str, tuple[str, str]]
+) -> str | None:
+    """What is wrong with an answer, or None."""
+    codes = (verdict,) if isinstance(verdict, str) else verdict or ()
+    if answer.code is None:
+        return f"was {answer.status}, not {codes}" if codes else None
+    if answer.code not in codes:
+        return f"{answer.code} {answer.detail}, not {codes or 'accepted'}"
+    if (answer.message, answer.hint) != messages[answer.code]:
+        return f"{answer.code} says {answer.message!r} {answer.hint!r}"
+    if not isinstance(answer.detail, dict) or not answer.detail:
+        return f"{answer.code} has the detail {answer.detail!r}"
+    if answer.code.startswith("RL1") and parameter:
+        named = answer.detail.get("parameter")
+        if named != parameter:
+            return f"{answer.code} blames {named!r}: {answer.detail}"
+    return None
+
+
+@pytest.fixture(scope="module")
+def messages(world: World) -> dict[str, tuple[str, str]]:
+    rows = world.conn.execute("select code, message, hint from routeledger.errors()").fetchall()
+    return {code: (message, hint) for code, message, hint in rows}
+
+
+def check_single(
+    world: World,
+    call: Callable[[Any], Answer],
+    tried: Sequence[Case],
+    parameter: str,
+    messages: Mapping[str, tuple[str, str]],
+) -> list[str]:
+    """Every value on its own; what is refused changed nothing, what is accepted is taken back."""
+    wrong = []
+    before = world.digest()
+    for case in tried:
+        try:
+            if case.verdict is OK:
+                with world.undone():
+                    answer = call(case.value)
+                set_clock(world.conn, NOON)
+            else:
+                answer = call(case.value)
+        except (psycopg.Error, AssertionError) as error:
+            wrong.append(f"{case.name} {short(case.value)}: {type(error).__name__} {error}")
+            continue
+        found = complaint(answer, case.verdict, parameter, messages)
+        if found:
+            wrong.append(f"{case.name} {short(case.value)}: {found}")
+    if world.digest() != before:
+        wrong.append("something was changed")
+    return wrong
+
+
+def check_set(
+    world: World,
+    routine: str,
+    bad_row: Callable[[Any], Row],
+    tried: Sequence[Case],
+    parameter: str,
+    messages: Mapping[str, tuple[str, str]],
+) -> list[str]:
+    """All refused values in one batch, between good neighbours; each accepted one in its own."""
+    form = SET_FORMS.get(routine, routine)
+    good = [world.row(routine, 1), world.row(routine, 2)]
+    with world.undone():
+        assert [a.status for a in many(world.conn, form, good)] == ["accepted"] * 2
+        expected = world.digest()
+    wrong = []
+
+    def send(batch: Sequence[Case]) -> None:
+        rows = [good[0], *(bad_row(case.value) for case in batch), good[1]]
+        with world.undone():
+            answers = many(world.conn, form, rows)
+            after = world.digest()
+        for answer in (answers[0], answers[-1]):
+            if answer.status != "accepted":
+                wrong.append(f"a good neighbour was {answer}")
+        for case, answer in zip(batch, answers[1:-1], strict=True):
+            found = complaint(answer, case.set_verdict, parameter, messages)
+            if found:
+                wrong.append(f"set form, {case.name} {short(case.value)}: {found}")
+        if all(case.set_verdict is not OK for case in batch) and after != expected:
+            wrong.append("the refused rows changed something")
+
+    refused = [case for case in tried if case.set_verdict is not OK]
+    for batch in [refused, *([case] for case in tried if case.set_verdict is OK)]:
+        try:
+            send(batch)
+        except (psycopg.Error, AssertionError) as error:
+            names = ", ".join(case.name for case in batch)
+            wrong.append(f"set form, {names}: {type(error).__name__} {error}")
+    return wrong
+
+
+def report(wrong: list[str]) -> None:
+    if wrong:
+        pytest.fail("\n".join(wrong), pytrace=False)
+
+
+PARAMETERS = [(routine, name) for routine, rules in TABLE.items() for name in rules]
+
+
+@pytest.mark.parametrize(("routine", "parameter"), PARAMETERS, ids=lambda x: x)
+def test_a_parameter(
+    world: World, messages: dict[str, tuple[str, str]], routine: str, parameter: str
+) -> None:
+    rule = TABLE[routine][parameter]
+    kind = world.routines[routine][parameter]
+    tried = cases(rule, kind)
+    if kind == "interval" and world.database.server.major >= 17:
+        tried += [
+            Case("infinite", "infinity", "RL103", "RL103"),
+            Case("minus infinite", "-infinity", "RL103", "RL103"),
+        ]
+
+    def row(value: Any) -> Row:
+        made = {**world.row(routine), **rule.given}
+        if made.get("outcome_status") == "failed":
+            made = {k: v for k, v in made.items() if k not in ("input_tokens", "output_tokens")}
+        return {**made, parameter: value}
+
+    called = parameter if rule.called is None else rule.called
+    wrong = check_single(world, lambda v: world.call(routine, row(v)), tried, called, messages)
+    if routine in SET_FORMS:
+        wrong += check_set(world, routine, row, tried, called, messages)
+    report(wrong)
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_a_field_of_a_told_attempt(
+    world: World, messages: dict[str, tuple[str, str]], name: str
+) -> None:
+    rule = TOLD[name]
+    tried = [c for c in cases(rule, world.attempt_fields[name]) if c.value is not JSON_NULL]
+
+    def row(value: Any) -> Row:
+        made = world.row("record_outcome")
+        attempt = {**made["attempts"][0], **rule.given}
+        if attempt["status"] == "failed":
+            del attempt["input_tokens"], attempt["output_tokens"]
+        attempt[name] = value
+        # a failure before it, so that the fault is found wherever it stands
+        first = {"model_slug": "alpha", **FAILED}
+        return {**made, "attempts": [first, attempt]}
+
+    wrong = check_single(world, lambda v: world.call("record_outcome", row(v)), tried, "", messages)
+    wrong += check_set(world, "record_outcome", row, tried, "", messages)
+    unfit = [
+        Case(f"unfit {n}", value, ("RL107", "RL111"), ("RL107", "RL111"))
+        for n, value in enumerate(UNFIT[world.attempt_fields[name]])
+    ]
+    wrong += check_single(
+        world, lambda v: world.call("record_outcome", row(v)), unfit, "", messages
+    )
+    wrong += check_set(world, "record_outcome", row, unfit, "", messages)
+    report(wrong)
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_a_field_of_the_catalog(
+    world: World, messages: dict[str, tuple[str, str]], name: str
+) -> None:
+    rule = CATALOG[name]
+    called = name if rule.called is None else rule.called
+    report(
+        check_set(
+            world,
+            "import_models",
+            lambda value: {**world.row("import_models"), name: value},
+            cases(rule, world.model_fields[name]),
+            called,
+            messages,
+        )
+    )
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting(world: World, messages: dict[str, tuple[str, str]], name: str) -> None:
+    out_of_range, unfit = SETTINGS[name]
+    values = [("RL103", v) for v in out_of_range] + [("RL107", v) for v in unfit]
+    tried = [Case(code, v, code, code) for code, v in values]
+    tried.append(Case("null", JSON_NULL, "RL101", "RL101"))
+
+    def change(value: Any) -> Answer:
+        # a change that would be right on its own is not made either
+        return world.call("configure", {"settings": {"partitions_ahead": 7, name: value}})
+
+    report(check_single(world, change, tried, "", messages))
+
+
+def set_forms() -> list[str]:
+    return [*SET_FORMS, "import_models"]
+
+
+@pytest.mark.parametrize("routine", set_forms())
+def test_the_rows_as_a_whole(
+    world: World, messages: dict[str, tuple[str, str]], routine: str
+) -> None:
+    form = SET_FORMS.get(routine, routine)
+    assert world.routines[form] == {"rows": "jsonb"}
+    values: list[tuple[str, Any, Verdict]] = [
+        ("null", None, "RL101"),
+        ("json null", JSON_NULL, "RL107"),
+        ("number", 5, "RL107"),
+        ("string", "[]", "RL107"),
+        ("boolean", True, "RL107"),
+        ("object", world.row(routine), "RL107"),
+        ("10001 rows", [{}] * 10_001, "RL501"),
+        ("10001 good rows", [world.row(routine)] * 10_001, "RL501"),
+        ("no rows", [], OK),
+    ]
+    tried = [Case(name, value, verdict, verdict) for name, value, verdict in values]
+
+    def send(value: Any) -> Answer:
+        answer = world.call(form, {"rows": value})
+        assert answer.refused or answer.values == {"rows": []}
+        return answer
+
+    wrong = check_single(world, send, tried, "", messages)
+    report(wrong)
+    with world.undone():
+        answers = many(world.conn, form, [{}] * 10_000)
+    assert {answer.code for answer in answers} == {"RL101"}
+
+
+@pytest.mark.parametrize("routine", set_forms())
+def test_a_row_that_is_none(
+    world: World, messages: dict[str, tuple[str, str]], routine: str
+) -> None:
+    good = world.row(routine)
+    rows: list[tuple[str, Any, Verdict]] = [
+        ("null", JSON_NULL, "RL107"),
+        ("number", 5, "RL107"),
+        ("string", json.dumps({"a": 1}), "RL107"),
+        ("boolean", False, "RL107"),
+        ("array", [], "RL107"),
+        ("a row in an array", [good], "RL107"),
+        ("empty", {}, "RL101"),
+        ("unknown field", {**good, "colour": "blue"}, "RL107"),
+        ("unknown field of a long, odd name", {**good, "\u202e \"'%s" * 500: 1}, "RL107"),
+        ("unknown field without a name", {**good, "": 1}, "RL107"),
+        ("unknown field that is null", {**good, "colour": JSON_NULL}, "RL107"),
+        ("a parameter's own name", {f"p_{k}": v for k, v in good.items()}, "RL107"),
+        ("capitals", {k.upper(): v for k, v in good.items()}, "RL107"),
+    ]
+    tried = [Case(name, row, verdict, verdict) for name, row, verdict in rows]
+    report(check_set(world, routine, lambda row: row, tried, "", messages))
+
+
+@pytest.mark.parametrize("routine", set_forms())
+def test_a_value_that_does_not_fit_its_type(
+    world: World, messages: dict[str, tuple[str, str]], routine: str
+) -> None:
+    types = world.routines[routine] if routine in SET_FORMS else world.model_fields
+    tried = [
+        Case(name, {**world.row(routine), name: value}, "RL107", "RL107")
+        for name, kind in types.items()
+        for value in UNFIT[kind]
+    ]
+    report(check_set(world, routine, lambda row: row, tried, "", messages))
+
+
+@pytest.mark.parametrize("nothing", ["nothing", "json null"])
+def test_a_payload_of_nothing(
+    world: World, messages: dict[str, tuple[str, str]], nothing: str
+) -> None:
+    keys = world.row("record_payload")
+    del keys["request"], keys["response"]
+    if nothing == "nothing":
+        empty = {**keys, "request": None, "response": None}
+        tried = [Case("absent", keys, "RL101", "RL101"), Case("null", empty, "RL101", "RL101")]
+    else:
+        # in the single form, the JSON value null is a payload
+        tried = [Case("json null", {**keys, "request": JSON_NULL}, OK, "RL101")]
+    wrong = check_single(
+        world, lambda row: world.call("record_payload", row), tried, "request", messages
+    )
+    wrong += check_set(world, "record_payload", lambda row: row, tried, "request", messages)
+    report(wrong)
+
+
+# -- another's tenant -------------------------------------------------------------------------
+
+# Administrators' routines take a tenant as their object.
+ABOUT_TENANTS = {"grant_tenant", "revoke_tenant"}
+
+
+def takes_tenant() -> list[str]:
+    return [r for r, rules in TABLE.items() if "tenant_id" in rules and r not in ABOUT_TENANTS]
+
+
+@pytest.fixture
+def bound(world: World) -> Iterator[Connection]:
+    """A writer who is bound to another tenant than the one acted upon."""
+    world.conn.execute("select routeledger.grant_tenant('test_writer', 'elsewhere')")
+    with world.database.connect("writer") as conn:
+        yield conn
+    world.conn.execute("select routeledger.unbind_role('test_writer')")
+
+
+@pytest.mark.parametrize("routine", takes_tenant())
+def test_a_bound_role_and_another_tenant(
+    world: World, messages: dict[str, tuple[str, str]], bound: Connection, routine: str
+) -> None:
+    before = world.digest()
+    row = world.row(routine)
+    types = world.routines[routine]
+    if routine == "reap":
+        with pytest.raises(psycopg.Error) as caught:
+            rows_of(bound, routine, types, {**row, "tenant_id": "acme"})
+        answers = [refusal(caught.value)]
+    else:
+        answers = [single(bound, routine, types, row)]
+        batch = [row, row, {**row, "tenant_id": "ACME"}, {**row, "tenant_id": "acme "}]
+        answers += many(bound, SET_FORMS[routine], batch)
+    for answer in answers:
+        assert complaint(answer, "RL110", "tenant_id", messages) is None
+    assert world.digest() == before
+
+
+# -- the table itself -------------------------------------------------------------------------
+
+
+def test_the_table_has_every_routine_and_every_parameter(world: World) -> None:
+    listed = {routine: set(rules) for routine, rules in TABLE.items()}
+    listed |= {name: {"rows"} for name in (*SET_FORMS.values(), "import_models")}
+    assert listed == {name: set(types) for name, types in world.routines.items()}
+
+
+def test_the_table_has_every_field_and_every_setting(world: World) -> None:
+    assert set(TOLD) == set(world.attempt_fields)
+    assert set(CATALOG) == set(world.model_fields)
+    settings = world.database.value("select routeledger.configure('{}')")
+    assert set(SETTINGS) == set(settings)
