@@ -1,7 +1,7 @@
 -- 200 · The ledger's tables: columns, keys, rules with their escapes, and the link.
 begin;
 \ir common.psql
-select plan(62);
+select plan(44);
 
 create function pg_temp.columns_of(p_table text) returns table (name text, type text, required boolean, initial text)
 language sql stable

@@ -821,19 +821,7 @@ begin
 end
 $$;
 
-do $types$
-begin
-  if to_regtype('routeledger.usage_cost') is null then
-    create type routeledger.usage_cost as (
-      cost_usd numeric,
-      cost_source text,
-      cost_flag text
-    );
-  end if;
-end
-$types$;
-
--- Says what an attempt cost, where that number comes from, and whether it is plausible.
+-- Says what an attempt cost, where that number comes from, and whether it is plausible; always one row.
 --
 -- catalog cost = ((input - cached) * input price + cache reads * their price + cache writes * theirs
 -- + output * output price) / 1e6, in USD; a cached token whose price is unknown is charged as an input token.
@@ -841,6 +829,7 @@ $types$;
 -- flag: `above_catalog` or `below_catalog` when a given cost is implausible_factor times off the computed
 -- one, `flagged_price` when the computed one rests on a flagged price, `above_any_price` when nothing can
 -- be computed and a token would cost more than implausible_usd_per_mtok.
+-- Without a pinned path so that the planner can inline it; callers are pinned.
 -- Locks: none. Errors: none.
 create or replace function routeledger._usage_cost(
   p_model_slug text,
@@ -851,57 +840,49 @@ create or replace function routeledger._usage_cost(
   p_cache_creation_input_tokens bigint,
   p_cost_usd numeric
 )
-returns routeledger.usage_cost
-language plpgsql
+returns table (
+  cost_usd numeric,
+  cost_source text,
+  cost_flag text
+)
+language sql
 stable
 parallel safe
 security invoker
-set search_path = pg_catalog, routeledger, pg_temp
 as $$
-declare
-  v_cost routeledger.usage_cost;
-  v_computed numeric;
-  v_flag text;
-  v_settings routeledger.settings;
-begin
   select
-    trim_scale((
-      greatest(coalesce(p_input_tokens, 0) - coalesce(p_cache_read_input_tokens, 0) - coalesce(p_cache_creation_input_tokens, 0), 0)
-        * p.input_usd_per_mtok
-      + coalesce(p_cache_read_input_tokens * coalesce(p.cache_read_usd_per_mtok, p.input_usd_per_mtok), 0)
-      + coalesce(p_cache_creation_input_tokens * coalesce(p.cache_creation_usd_per_mtok, p.input_usd_per_mtok), 0)
-      + coalesce(p_output_tokens, 0) * p.output_usd_per_mtok
-    ) / 1000000),
-    p.flag
-  into v_computed, v_flag
-  from routeledger.model_prices p
-  where p.model_slug = p_model_slug and p.valid_from <= p_at and (p_input_tokens is not null or p_output_tokens is not null)
-  order by p.valid_from desc
-  limit 1;
-
-  if p_cost_usd is null then
-    return row(
-      v_computed,
-      case
-        when v_computed is not null then 'catalog'
-        when p_input_tokens is null and p_output_tokens is null then 'no_usage'
-        else 'unpriced'
-      end,
-      case when v_computed is not null and v_flag is not null then 'flagged_price' end)::routeledger.usage_cost;
-  end if;
-
-  select s.* into v_settings from routeledger.settings s;
-  v_cost.cost_usd := p_cost_usd;
-  v_cost.cost_source := 'caller';
-  v_cost.cost_flag := case
-    when v_computed is null or v_flag is not null then
-      case when p_cost_usd * 1000000 > v_settings.implausible_usd_per_mtok * greatest(coalesce(p_input_tokens, 0) + coalesce(p_output_tokens, 0), 1)
-        then 'above_any_price' end
-    when p_cost_usd >= v_computed * v_settings.implausible_factor and p_cost_usd > v_computed then 'above_catalog'
-    when p_cost_usd * v_settings.implausible_factor <= v_computed and p_cost_usd < v_computed then 'below_catalog'
-  end;
-  return v_cost;
-end
+    coalesce(p_cost_usd, c.computed),
+    case
+      when p_cost_usd is not null then 'caller'
+      when c.computed is not null then 'catalog'
+      when p_input_tokens is null and p_output_tokens is null then 'no_usage'
+      else 'unpriced'
+    end,
+    case
+      when p_cost_usd is null then case when c.computed is not null and c.flag is not null then 'flagged_price' end
+      when c.computed is null or c.flag is not null then
+        case when p_cost_usd * 1000000 > (select s.implausible_usd_per_mtok from routeledger.settings s)
+            * greatest(coalesce(p_input_tokens, 0) + coalesce(p_output_tokens, 0), 1)
+          then 'above_any_price' end
+      when p_cost_usd > c.computed and p_cost_usd >= c.computed * (select s.implausible_factor from routeledger.settings s) then 'above_catalog'
+      when p_cost_usd < c.computed and p_cost_usd * (select s.implausible_factor from routeledger.settings s) <= c.computed then 'below_catalog'
+    end
+  from (select) one
+  left join lateral (
+    select
+      trim_scale((
+        greatest(coalesce(p_input_tokens, 0) - coalesce(p_cache_read_input_tokens, 0) - coalesce(p_cache_creation_input_tokens, 0), 0)
+          * p.input_usd_per_mtok
+        + coalesce(p_cache_read_input_tokens * coalesce(p.cache_read_usd_per_mtok, p.input_usd_per_mtok), 0)
+        + coalesce(p_cache_creation_input_tokens * coalesce(p.cache_creation_usd_per_mtok, p.input_usd_per_mtok), 0)
+        + coalesce(p_output_tokens, 0) * p.output_usd_per_mtok
+      ) / 1000000) as computed,
+      p.flag
+    from routeledger.model_prices p
+    where p.model_slug = p_model_slug and p.valid_from <= p_at and (p_input_tokens is not null or p_output_tokens is not null)
+    order by p.valid_from desc
+    limit 1
+  ) c on true
 $$;
 
 -- Judges every price of the given base models against its neighbours (the other prices known for the same
@@ -2196,7 +2177,7 @@ declare
   v_failed routeledger.inferences;
   v_next routeledger.inferences;
   v_step routeledger.next_step;
-  v_cost routeledger.usage_cost;
+  v_cost record;
   v_message text := routeledger._error_text(p_given.error_message);
 begin
   v_result.status := 'refused';
@@ -2314,8 +2295,9 @@ begin
     end if;
   end if;
 
-  v_cost := routeledger._usage_cost(
-    v_failed.model_slug, v_failed.started_at, p_given.input_tokens, p_given.output_tokens, null, null, p_given.cost_usd);
+  select c.cost_usd, c.cost_source, c.cost_flag into v_cost
+  from routeledger._usage_cost(
+    v_failed.model_slug, v_failed.started_at, p_given.input_tokens, p_given.output_tokens, null, null, p_given.cost_usd) c;
   update routeledger.inferences i set
     status = 'failed',
     error_type = p_given.error_type,
@@ -3437,7 +3419,7 @@ declare
   v_attempt routeledger.attempt_input;
   v_inference routeledger.inferences;
   v_inferences routeledger.inferences[] := array[]::routeledger.inferences[];
-  v_cost routeledger.usage_cost;
+  v_cost record;
   v_n integer := 0;
   v_stored routeledger.routing_outcomes;
   v_written boolean;
@@ -3509,8 +3491,9 @@ begin
     v_inference.created_at := p_now;
     v_inference.started_at := coalesce(v_attempt.started_at, p_given.event_at, p_now);
     v_inference.completed_at := coalesce(v_attempt.completed_at, greatest(v_inference.started_at, p_now));
-    v_cost := routeledger._usage_cost(v_attempt.model_slug, v_inference.started_at, v_attempt.input_tokens, v_attempt.output_tokens,
-      v_attempt.cache_read_input_tokens, v_attempt.cache_creation_input_tokens, v_attempt.cost_usd);
+    select c.cost_usd, c.cost_source, c.cost_flag into v_cost
+    from routeledger._usage_cost(v_attempt.model_slug, v_inference.started_at, v_attempt.input_tokens, v_attempt.output_tokens,
+      v_attempt.cache_read_input_tokens, v_attempt.cache_creation_input_tokens, v_attempt.cost_usd) c;
     v_inference.cost_usd := v_cost.cost_usd;
     v_inference.cost_source := v_cost.cost_source;
     v_inference.cost_flag := v_cost.cost_flag;
@@ -4569,7 +4552,6 @@ comment on type routeledger.lease_result is 'The answer for one lease.';
 comment on type routeledger.payload_input is 'A row of record_payloads().';
 comment on type routeledger.payload_result is 'The answer for one payload.';
 comment on type routeledger.next_step is 'What to do after a failure.';
-comment on type routeledger.usage_cost is 'What an attempt cost, and how that is known.';
 
 comment on table routeledger.settings is 'What can be set: one row, changed with configure().';
 comment on column routeledger.settings.only_row is 'Always true: the table holds one row.';
@@ -4800,8 +4782,8 @@ comment on function routeledger._read_rows(p_like anyelement, p_rows jsonb) is
 Locks: none. Errors: RL101, RL107, RL501 (for the call), never for a row.';
 
 comment on function routeledger._usage_cost(p_model_slug text, p_at timestamptz, p_input_tokens bigint, p_output_tokens bigint, p_cache_read_input_tokens bigint, p_cache_creation_input_tokens bigint, p_cost_usd numeric) is
-'Says what an attempt cost, where that number comes from, and whether it is plausible.
-catalog cost = ((input - cached) * input price + cache reads * their price + cache writes * theirs + output * output price) / 1e6, in USD; a cached token whose price is unknown is charged as an input token. source: `caller` (given), `catalog` (computed), `unpriced` (tokens but no price: NULL, never 0), `no_usage`. flag: `above_catalog` or `below_catalog` when a given cost is implausible_factor times off the computed one, `flagged_price` when the computed one rests on a flagged price, `above_any_price` when nothing can be computed and a token would cost more than implausible_usd_per_mtok.
+'Says what an attempt cost, where that number comes from, and whether it is plausible; always one row.
+catalog cost = ((input - cached) * input price + cache reads * their price + cache writes * theirs + output * output price) / 1e6, in USD; a cached token whose price is unknown is charged as an input token. source: `caller` (given), `catalog` (computed), `unpriced` (tokens but no price: NULL, never 0), `no_usage`. flag: `above_catalog` or `below_catalog` when a given cost is implausible_factor times off the computed one, `flagged_price` when the computed one rests on a flagged price, `above_any_price` when nothing can be computed and a token would cost more than implausible_usd_per_mtok. Without a pinned path so that the planner can inline it; callers are pinned.
 Locks: none. Errors: none.';
 
 comment on function routeledger._flag_prices(p_base_models text[]) is

@@ -27,6 +27,7 @@ INLINED = (
     "_completion_is_plain",
     "_decision_is_plain",
     "_error_text",
+    "_has_partition",
     "_id_time",
     "_partition_suffix",
     "_usage_in_range",

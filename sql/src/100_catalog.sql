@@ -139,19 +139,7 @@ begin
 end
 $$;
 
-do $types$
-begin
-  if to_regtype('routeledger.usage_cost') is null then
-    create type routeledger.usage_cost as (
-      cost_usd numeric,
-      cost_source text,
-      cost_flag text
-    );
-  end if;
-end
-$types$;
-
--- Says what an attempt cost, where that number comes from, and whether it is plausible.
+-- Says what an attempt cost, where that number comes from, and whether it is plausible; always one row.
 --
 -- catalog cost = ((input - cached) * input price + cache reads * their price + cache writes * theirs
 -- + output * output price) / 1e6, in USD; a cached token whose price is unknown is charged as an input token.
@@ -159,6 +147,7 @@ $types$;
 -- flag: `above_catalog` or `below_catalog` when a given cost is implausible_factor times off the computed
 -- one, `flagged_price` when the computed one rests on a flagged price, `above_any_price` when nothing can
 -- be computed and a token would cost more than implausible_usd_per_mtok.
+-- Without a pinned path so that the planner can inline it; callers are pinned.
 -- Locks: none. Errors: none.
 create or replace function routeledger._usage_cost(
   p_model_slug text,
@@ -169,57 +158,49 @@ create or replace function routeledger._usage_cost(
   p_cache_creation_input_tokens bigint,
   p_cost_usd numeric
 )
-returns routeledger.usage_cost
-language plpgsql
+returns table (
+  cost_usd numeric,
+  cost_source text,
+  cost_flag text
+)
+language sql
 stable
 parallel safe
 security invoker
-set search_path = pg_catalog, routeledger, pg_temp
 as $$
-declare
-  v_cost routeledger.usage_cost;
-  v_computed numeric;
-  v_flag text;
-  v_settings routeledger.settings;
-begin
   select
-    trim_scale((
-      greatest(coalesce(p_input_tokens, 0) - coalesce(p_cache_read_input_tokens, 0) - coalesce(p_cache_creation_input_tokens, 0), 0)
-        * p.input_usd_per_mtok
-      + coalesce(p_cache_read_input_tokens * coalesce(p.cache_read_usd_per_mtok, p.input_usd_per_mtok), 0)
-      + coalesce(p_cache_creation_input_tokens * coalesce(p.cache_creation_usd_per_mtok, p.input_usd_per_mtok), 0)
-      + coalesce(p_output_tokens, 0) * p.output_usd_per_mtok
-    ) / 1000000),
-    p.flag
-  into v_computed, v_flag
-  from routeledger.model_prices p
-  where p.model_slug = p_model_slug and p.valid_from <= p_at and (p_input_tokens is not null or p_output_tokens is not null)
-  order by p.valid_from desc
-  limit 1;
-
-  if p_cost_usd is null then
-    return row(
-      v_computed,
-      case
-        when v_computed is not null then 'catalog'
-        when p_input_tokens is null and p_output_tokens is null then 'no_usage'
-        else 'unpriced'
-      end,
-      case when v_computed is not null and v_flag is not null then 'flagged_price' end)::routeledger.usage_cost;
-  end if;
-
-  select s.* into v_settings from routeledger.settings s;
-  v_cost.cost_usd := p_cost_usd;
-  v_cost.cost_source := 'caller';
-  v_cost.cost_flag := case
-    when v_computed is null or v_flag is not null then
-      case when p_cost_usd * 1000000 > v_settings.implausible_usd_per_mtok * greatest(coalesce(p_input_tokens, 0) + coalesce(p_output_tokens, 0), 1)
-        then 'above_any_price' end
-    when p_cost_usd >= v_computed * v_settings.implausible_factor and p_cost_usd > v_computed then 'above_catalog'
-    when p_cost_usd * v_settings.implausible_factor <= v_computed and p_cost_usd < v_computed then 'below_catalog'
-  end;
-  return v_cost;
-end
+    coalesce(p_cost_usd, c.computed),
+    case
+      when p_cost_usd is not null then 'caller'
+      when c.computed is not null then 'catalog'
+      when p_input_tokens is null and p_output_tokens is null then 'no_usage'
+      else 'unpriced'
+    end,
+    case
+      when p_cost_usd is null then case when c.computed is not null and c.flag is not null then 'flagged_price' end
+      when c.computed is null or c.flag is not null then
+        case when p_cost_usd * 1000000 > (select s.implausible_usd_per_mtok from routeledger.settings s)
+            * greatest(coalesce(p_input_tokens, 0) + coalesce(p_output_tokens, 0), 1)
+          then 'above_any_price' end
+      when p_cost_usd > c.computed and p_cost_usd >= c.computed * (select s.implausible_factor from routeledger.settings s) then 'above_catalog'
+      when p_cost_usd < c.computed and p_cost_usd * (select s.implausible_factor from routeledger.settings s) <= c.computed then 'below_catalog'
+    end
+  from (select) one
+  left join lateral (
+    select
+      trim_scale((
+        greatest(coalesce(p_input_tokens, 0) - coalesce(p_cache_read_input_tokens, 0) - coalesce(p_cache_creation_input_tokens, 0), 0)
+          * p.input_usd_per_mtok
+        + coalesce(p_cache_read_input_tokens * coalesce(p.cache_read_usd_per_mtok, p.input_usd_per_mtok), 0)
+        + coalesce(p_cache_creation_input_tokens * coalesce(p.cache_creation_usd_per_mtok, p.input_usd_per_mtok), 0)
+        + coalesce(p_output_tokens, 0) * p.output_usd_per_mtok
+      ) / 1000000) as computed,
+      p.flag
+    from routeledger.model_prices p
+    where p.model_slug = p_model_slug and p.valid_from <= p_at and (p_input_tokens is not null or p_output_tokens is not null)
+    order by p.valid_from desc
+    limit 1
+  ) c on true
 $$;
 
 -- Judges every price of the given base models against its neighbours (the other prices known for the same

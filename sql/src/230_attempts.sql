@@ -243,7 +243,7 @@ declare
   v_failed routeledger.inferences;
   v_next routeledger.inferences;
   v_step routeledger.next_step;
-  v_cost routeledger.usage_cost;
+  v_cost record;
   v_message text := routeledger._error_text(p_given.error_message);
 begin
   v_result.status := 'refused';
@@ -361,8 +361,9 @@ begin
     end if;
   end if;
 
-  v_cost := routeledger._usage_cost(
-    v_failed.model_slug, v_failed.started_at, p_given.input_tokens, p_given.output_tokens, null, null, p_given.cost_usd);
+  select c.cost_usd, c.cost_source, c.cost_flag into v_cost
+  from routeledger._usage_cost(
+    v_failed.model_slug, v_failed.started_at, p_given.input_tokens, p_given.output_tokens, null, null, p_given.cost_usd) c;
   update routeledger.inferences i set
     status = 'failed',
     error_type = p_given.error_type,

@@ -119,7 +119,7 @@ declare
   v_attempt routeledger.attempt_input;
   v_inference routeledger.inferences;
   v_inferences routeledger.inferences[] := array[]::routeledger.inferences[];
-  v_cost routeledger.usage_cost;
+  v_cost record;
   v_n integer := 0;
   v_stored routeledger.routing_outcomes;
   v_written boolean;
@@ -191,8 +191,9 @@ begin
     v_inference.created_at := p_now;
     v_inference.started_at := coalesce(v_attempt.started_at, p_given.event_at, p_now);
     v_inference.completed_at := coalesce(v_attempt.completed_at, greatest(v_inference.started_at, p_now));
-    v_cost := routeledger._usage_cost(v_attempt.model_slug, v_inference.started_at, v_attempt.input_tokens, v_attempt.output_tokens,
-      v_attempt.cache_read_input_tokens, v_attempt.cache_creation_input_tokens, v_attempt.cost_usd);
+    select c.cost_usd, c.cost_source, c.cost_flag into v_cost
+    from routeledger._usage_cost(v_attempt.model_slug, v_inference.started_at, v_attempt.input_tokens, v_attempt.output_tokens,
+      v_attempt.cache_read_input_tokens, v_attempt.cache_creation_input_tokens, v_attempt.cost_usd) c;
     v_inference.cost_usd := v_cost.cost_usd;
     v_inference.cost_source := v_cost.cost_source;
     v_inference.cost_flag := v_cost.cost_flag;

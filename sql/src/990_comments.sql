@@ -25,7 +25,6 @@ comment on type routeledger.lease_result is 'The answer for one lease.';
 comment on type routeledger.payload_input is 'A row of record_payloads().';
 comment on type routeledger.payload_result is 'The answer for one payload.';
 comment on type routeledger.next_step is 'What to do after a failure.';
-comment on type routeledger.usage_cost is 'What an attempt cost, and how that is known.';
 
 comment on table routeledger.settings is 'What can be set: one row, changed with configure().';
 comment on column routeledger.settings.only_row is 'Always true: the table holds one row.';

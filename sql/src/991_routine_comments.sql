@@ -81,8 +81,8 @@ comment on function routeledger._read_rows(p_like anyelement, p_rows jsonb) is
 Locks: none. Errors: RL101, RL107, RL501 (for the call), never for a row.';
 
 comment on function routeledger._usage_cost(p_model_slug text, p_at timestamptz, p_input_tokens bigint, p_output_tokens bigint, p_cache_read_input_tokens bigint, p_cache_creation_input_tokens bigint, p_cost_usd numeric) is
-'Says what an attempt cost, where that number comes from, and whether it is plausible.
-catalog cost = ((input - cached) * input price + cache reads * their price + cache writes * theirs + output * output price) / 1e6, in USD; a cached token whose price is unknown is charged as an input token. source: `caller` (given), `catalog` (computed), `unpriced` (tokens but no price: NULL, never 0), `no_usage`. flag: `above_catalog` or `below_catalog` when a given cost is implausible_factor times off the computed one, `flagged_price` when the computed one rests on a flagged price, `above_any_price` when nothing can be computed and a token would cost more than implausible_usd_per_mtok.
+'Says what an attempt cost, where that number comes from, and whether it is plausible; always one row.
+catalog cost = ((input - cached) * input price + cache reads * their price + cache writes * theirs + output * output price) / 1e6, in USD; a cached token whose price is unknown is charged as an input token. source: `caller` (given), `catalog` (computed), `unpriced` (tokens but no price: NULL, never 0), `no_usage`. flag: `above_catalog` or `below_catalog` when a given cost is implausible_factor times off the computed one, `flagged_price` when the computed one rests on a flagged price, `above_any_price` when nothing can be computed and a token would cost more than implausible_usd_per_mtok. Without a pinned path so that the planner can inline it; callers are pinned.
 Locks: none. Errors: none.';
 
 comment on function routeledger._flag_prices(p_base_models text[]) is

@@ -220,8 +220,8 @@ def set_clock(conn: Connection, at: datetime) -> None:
     conn.execute("select routeledger.set_clock(%s)", [at])
 
 
-# As the superuser: whoever calls it afterwards sees whether anything at all has changed. The catalog
-# dates its rows by the real clock.
+# Made by the superuser, it shows any session whether anything at all has changed. (The catalog
+# dates its rows by the real clock.)
 DIGEST = """
 create function public.digest() returns text
 language plpgsql security definer as $$
