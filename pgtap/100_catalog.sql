@@ -290,7 +290,7 @@ create function pg_temp.cost(
   p_model text, p_at timestamptz, p_input bigint, p_output bigint,
   p_read bigint default null, p_written bigint default null, p_given numeric default null)
 returns text language sql stable
-as $$ select routeledger._usage_cost(p_model, p_at, p_input, p_output, p_read, p_written, p_given)::text $$;
+as $$ select c::text from routeledger._usage_cost(p_model, p_at, p_input, p_output, p_read, p_written, p_given) c $$;
 select is(
   pg_temp.cost('tap100/cost', '2026-03-01 00:00+00', 1000, 500), '(0.006,catalog,)', 'tokens at the price of the day');
 select is(

@@ -698,7 +698,7 @@ create table if not exists routeledger.models (
   max_input_tokens bigint,
   max_output_tokens bigint,
   deprecated_at timestamptz,
-  created_at timestamptz not null default clock_timestamp(),
+  created_at timestamptz not null default routeledger.clock(),
   constraint models_pkey primary key (model_slug),
   constraint models_model_slug_check check (model_slug <> '' and length(model_slug) <= 300),
   constraint models_q_prior_check check (q_prior between 0 and 1),
@@ -716,7 +716,7 @@ create table if not exists routeledger.model_prices (
   cache_creation_usd_per_mtok numeric,
   flag text,
   source text,
-  created_at timestamptz not null default clock_timestamp(),
+  created_at timestamptz not null default routeledger.clock(),
   constraint model_prices_pkey primary key (model_slug, valid_from),
   constraint model_prices_model_slug_fkey foreign key (model_slug) references routeledger.models (model_slug) on delete cascade,
   constraint model_prices_not_negative_check check (
@@ -769,6 +769,7 @@ set search_path = pg_catalog, routeledger, pg_temp
 as $$
 declare
   v_known text[];
+  v_nested text[];
   v_row jsonb;
   v_fault text;
 begin
@@ -779,13 +780,19 @@ begin
   elsif jsonb_array_length(p_rows) > 10000 then
     perform routeledger._raise('RL501', jsonb_build_object('rows', jsonb_array_length(p_rows), 'limit', 10000));
   end if;
-  v_known := array(select jsonb_object_keys(to_jsonb(jsonb_populate_record(p_like, '{}'))));
+  select array_agg(a.attname::text), array_agg(a.attname::text) filter (where a.atttypid = 'jsonb'::regtype or a.attndims > 0)
+  into v_known, v_nested
+  from pg_attribute a
+  join pg_type t on t.typrelid = a.attrelid
+  where t.oid = pg_typeof(p_like) and a.attnum > 0;
+  v_nested := coalesce(v_nested, array[]::text[]);
 
   -- Nearly always every row has the right shape, and one statement reads them all.
   begin
     if not exists (
       select from jsonb_array_elements(p_rows) e
-      where jsonb_typeof(e) <> 'object' or e - v_known <> '{}')
+      where jsonb_typeof(e) <> 'object' or e - v_known <> '{}'
+        or jsonb_path_exists(e - v_nested, 'strict $.* ? (@.type() == "object" || @.type() == "array")'))
     then
       inputs := array(select jsonb_populate_record(p_like, e) from jsonb_array_elements(p_rows) e);
       faults := array_fill(null::text, array[jsonb_array_length(p_rows)]);
@@ -805,6 +812,9 @@ begin
     elsif v_row - v_known <> '{}' then
       select 'RL107 ' || left(replace(k, ' ', '_'), 100) || ' no such parameter' into v_fault
       from jsonb_object_keys(v_row) k where k <> all (v_known) order by k limit 1;
+    elsif jsonb_path_exists(v_row - v_nested, 'strict $.* ? (@.type() == "object" || @.type() == "array")') then
+      select 'RL107 ' || r.key || ' a single value' into v_fault
+      from jsonb_each(v_row - v_nested) r where jsonb_typeof(r.value) in ('object', 'array') order by r.key limit 1;
     else
       begin
         inputs := array_append(inputs, jsonb_populate_record(p_like, v_row));
@@ -989,7 +999,7 @@ begin
       when length(v_row.model_slug) > 300 then 'RL108 model_slug 300 characters'
       when greatest(length(v_row.provider), length(v_row.brand_slug), length(v_row.base_model), length(v_row.mode), length(v_row.source)) > 300
         then 'RL108 provider,brand_slug,base_model,mode,source 300 characters'
-      when not isfinite(v_row.valid_from) or v_row.valid_from > now() + interval '10 years' then 'RL109 valid_from'
+      when not isfinite(v_row.valid_from) or v_row.valid_from > routeledger.clock() + interval '10 years' then 'RL109 valid_from'
       when not isfinite(v_row.deprecated_at) then 'RL109 deprecated_at'
       when v_row.input_usd_per_mtok not between 0 and 1000000000 then 'RL103 input_usd_per_mtok 0 to 1e9'
       when v_row.output_usd_per_mtok not between 0 and 1000000000 then 'RL103 output_usd_per_mtok 0 to 1e9'
@@ -1502,6 +1512,7 @@ begin
   elsif length(p.policy_version) > 200 then return 'RL108 policy_version 200 characters';
   elsif p.agent_id = '' then return 'RL103 agent_id null or not empty';
   elsif p.task_type = '' then return 'RL103 task_type null or not empty';
+  elsif p.policy_version = '' then return 'RL103 policy_version null or not empty';
   elsif p.chosen_model_slug = '' then return 'RL103 chosen_model_slug null or not empty';
   elsif length(p.chosen_model_slug) > 300 then return 'RL108 chosen_model_slug 300 characters';
   elsif p.decision_rule !~ '^[a-z][a-z0-9_]{0,62}$' then return 'RL102 decision_rule lower-case words joined by underscores';
@@ -1833,6 +1844,7 @@ declare
   v_one routeledger.decision_ready;
   v_at timestamptz;
   v_written integer[];
+  v_done boolean[]; -- fixed-length elements, so any is one step away
   v_n integer;
   v_i integer;
 begin
@@ -1840,6 +1852,7 @@ begin
   select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.decision_input, p_rows) r;
   v_n := coalesce(array_length(v_inputs, 1), 0);
   v_results := array_fill(null::routeledger.decision_result, array[v_n]);
+  v_done := array_fill(false, array[v_n]);
 
   for i in 1 .. v_n loop
     v_inputs[i] := v_inputs[i]; -- an array that was assigned to is kept unpacked: each element is one step away
@@ -1903,6 +1916,7 @@ begin
   select coalesce(array_agg(w.n::integer), '{}') into v_written from written w;
 
   foreach v_i in array v_written loop
+    v_done[v_i] := true;
     v_one := v_ready[v_i];
     v_results[v_i] := row('accepted', null, null, v_one.id, v_one.attempt_id, nullif(v_one.attempt_count, 0), v_one.chosen_model_slug,
       v_one.provider, v_one.decision_rule, v_one.outcome_status)::routeledger.decision_result;
@@ -1914,7 +1928,7 @@ begin
     from unnest(v_ready) with ordinality r (
       fault, given, id, attempt_id, decided_at, candidates, chosen_model_slug, candidate_no, provider, decision_rule,
       attempt_count, outcome_status, lease_expires_at, completed_at, n)
-    where v_results[r.n] is null
+    where not v_done[r.n]
     order by (r.given).tenant_id, r.id, r.n
   loop
     v_results[v_i] := routeledger._insert_decision(v_ready[v_i], v_settings);
@@ -2463,11 +2477,11 @@ begin
   end loop;
   return query
   select
-    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(v_faults[r.n])), e.hint,
+    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(r.fault)), e.hint,
     r.id, r.attempt_id, r.action, r.next_attempt_id, r.next_attempt_no, r.next_model_slug, r.next_provider, r.delay_ms, r.outcome_status
-  from unnest(v_results) with ordinality r (
-    status, code, detail, id, attempt_id, action, next_attempt_id, next_attempt_no, next_model_slug, next_provider, delay_ms, outcome_status, n)
-  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(v_faults[r.n], ' ', 1))
+  from unnest(v_results, v_faults) with ordinality r (
+    status, code, detail, id, attempt_id, action, next_attempt_id, next_attempt_no, next_model_slug, next_provider, delay_ms, outcome_status, fault, n)
+  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
   order by r.n;
 end
 $$;
@@ -2655,10 +2669,10 @@ begin
   end loop;
   return query
   select
-    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(v_faults[r.n])), e.hint,
+    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(r.fault)), e.hint,
     r.id, r.attempt_id, r.attempt_no, r.model_slug, r.provider
-  from unnest(v_results) with ordinality r (status, code, detail, id, attempt_id, attempt_no, model_slug, provider, n)
-  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(v_faults[r.n], ' ', 1))
+  from unnest(v_results, v_faults) with ordinality r (status, code, detail, id, attempt_id, attempt_no, model_slug, provider, fault, n)
+  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
   order by r.n;
 end
 $$;
@@ -3169,6 +3183,7 @@ declare
   v_ords integer[];
   v_results routeledger.completion_result[];
   v_closed routeledger.completion_result[];
+  v_done boolean[]; -- faults and what is written; fixed-length elements, so any is one step away
   v_first uuid;
   v_last uuid;
   v_i integer;
@@ -3176,18 +3191,20 @@ begin
   select s.* into v_settings from routeledger.settings s;
   select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.completion_input, p_rows) r;
   v_results := array_fill(null::routeledger.completion_result, array[cardinality(v_faults)]);
+  v_done := array_fill(false, array[cardinality(v_faults)]);
   for i in 1 .. cardinality(v_faults) loop
     v_inputs[i] := v_inputs[i]; -- an array that was assigned to is kept unpacked: each element is one step away
     if v_faults[i] is null and not routeledger._completion_is_plain(v_inputs[i], v_settings) then
       v_faults[i] := routeledger._completion_fault(v_inputs[i], v_settings);
     end if;
+    v_done[i] := v_faults[i] is not null;
   end loop;
 
   -- The plain majority: the first row of each id, where its attempt (the one it names, if any) is the open one.
   -- All that exist are locked here in their order, so that what follows finds them as they are.
   if cardinality(v_faults) > 1 then
     select min(r.id::text)::uuid, max(r.id::text)::uuid into v_first, v_last
-    from unnest(v_inputs) with ordinality r where v_faults[r.ordinality] is null;
+    from unnest(v_inputs) with ordinality r where not v_done[r.ordinality];
     for v_i, v_open in
       select
         r.n,
@@ -3199,7 +3216,7 @@ begin
           tenant_id, id, outcome_status, attempt_id, input_tokens, output_tokens, cache_read_input_tokens, cache_creation_input_tokens,
           reasoning_output_tokens, cost_usd, latency_ms, ttft_ms, http_status, error_type, error_message, provider_response_id,
           response_model, finish_reasons, decision_rule_override, n)
-        where v_faults[x.n] is null
+        where not v_done[x.n]
         order by x.tenant_id, x.id, x.n
       ) r
       join routeledger.routing_outcomes o on o.tenant_id = r.tenant_id and o.id = r.id
@@ -3269,6 +3286,7 @@ begin
     for i in 1 .. cardinality(v_ords) loop
       v_closed[i] := v_closed[i];
       v_results[v_ords[i]] := v_closed[i];
+      v_done[v_ords[i]] := true;
     end loop;
   end if;
 
@@ -3279,7 +3297,7 @@ begin
       tenant_id, id, outcome_status, attempt_id, input_tokens, output_tokens, cache_read_input_tokens, cache_creation_input_tokens,
       reasoning_output_tokens, cost_usd, latency_ms, ttft_ms, http_status, error_type, error_message, provider_response_id,
       response_model, finish_reasons, decision_rule_override, n)
-    where v_faults[r.n] is null and v_results[r.n] is null
+    where not v_done[r.n]
     order by r.tenant_id, r.id, r.n
   loop
     v_results[v_i] := routeledger._complete_decision(v_inputs[v_i], v_settings, v_now);
@@ -3287,11 +3305,11 @@ begin
 
   return query
   select
-    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(v_faults[r.n])), e.hint,
+    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(r.fault)), e.hint,
     r.id, r.inference_id, r.attempt_no, r.outcome_status, r.cost_usd, r.cost_source, r.late
-  from unnest(v_results) with ordinality r (
-    status, code, detail, id, inference_id, attempt_no, outcome_status, cost_usd, cost_source, late, n)
-  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(v_faults[r.n], ' ', 1))
+  from unnest(v_results, v_faults) with ordinality r (
+    status, code, detail, id, inference_id, attempt_no, outcome_status, cost_usd, cost_source, late, fault, n)
+  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
   order by r.n;
 end
 $$;
@@ -3428,8 +3446,7 @@ begin
   v_result.status := 'refused';
   v_ready := routeledger._prepare_decision(
     row(p_given.tenant_id, p_given.id, p_given.agent_id, p_given.task_type, p_given.candidates,
-      case when p_given.attempts -> 0 is not null or p_given.decision_rule_override is not null or p_given.chosen_model_slug is not null
-        then coalesce(p_given.chosen_model_slug, p_given.attempts -> 0 ->> 'model_slug') end,
+      coalesce(p_given.chosen_model_slug, nullif(p_given.attempts -> 0 ->> 'model_slug', '')),
       p_given.decision_rule, p_given.min_quality, p_given.budget_cap_usd, p_given.policy_version, p_given.traffic_class, p_given.event_at,
       null, null, p_given.metadata)::routeledger.decision_input,
     p_settings, p_now);
@@ -3438,6 +3455,10 @@ begin
   if v_fault is null then
     if jsonb_typeof(p_given.attempts) <> 'array' then
       v_fault := 'RL111 attempts a JSON array';
+    elsif p_given.attempts -> 0 is not null
+      and (jsonb_typeof(p_given.attempts -> 0) <> 'object' or coalesce(p_given.attempts -> 0 ->> 'model_slug', '') = '')
+    then
+      v_fault := 'RL111 attempts each an object with a model_slug';
     elsif jsonb_array_length(p_given.attempts) > p_settings.retry_max_attempts * 10 then
       v_fault := 'RL503 attempts ' || p_settings.retry_max_attempts * 10;
     elsif p_given.decision_rule_override !~ '^[a-z][a-z0-9_]{0,62}$' then
@@ -3452,7 +3473,7 @@ begin
   end if;
   if v_fault is null and p_given.attempts -> 0 is not null then
     select r.inputs, coalesce(
-      (select min(f) from unnest(r.faults) f),
+      (select min(replace(f, 'RL107 ', 'RL111 attempts ')) from unnest(r.faults) f),
       (select min(routeledger._attempt_fault(r.inputs[n], n = cardinality(r.inputs), p_settings, p_now)) from generate_series(1, cardinality(r.inputs)) n))
     into v_attempts, v_fault
     from routeledger._read_rows(null::routeledger.attempt_input, p_given.attempts) r;
@@ -3710,10 +3731,10 @@ begin
   end loop;
   return query
   select
-    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(v_faults[r.n])), e.hint,
+    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(r.fault)), e.hint,
     r.id, r.inference_id, r.attempts, r.outcome_status, r.cost_usd
-  from unnest(v_results) with ordinality r (status, code, detail, id, inference_id, attempts, outcome_status, cost_usd, n)
-  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(v_faults[r.n], ' ', 1))
+  from unnest(v_results, v_faults) with ordinality r (status, code, detail, id, inference_id, attempts, outcome_status, cost_usd, fault, n)
+  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
   order by r.n;
 end
 $$;
@@ -3873,10 +3894,10 @@ begin
   end loop;
   return query
   select
-    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(v_faults[r.n])), e.hint,
+    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(r.fault)), e.hint,
     r.id, r.lease_expires_at
-  from unnest(v_results) with ordinality r (status, code, detail, id, lease_expires_at, n)
-  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(v_faults[r.n], ' ', 1))
+  from unnest(v_results, v_faults) with ordinality r (status, code, detail, id, lease_expires_at, fault, n)
+  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
   order by r.n;
 end
 $$;
@@ -4137,10 +4158,10 @@ begin
   end loop;
   return query
   select
-    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(v_faults[r.n])), e.hint,
+    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(r.fault)), e.hint,
     r.id, r.attempt_id
-  from unnest(v_results) with ordinality r (status, code, detail, id, attempt_id, n)
-  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(v_faults[r.n], ' ', 1))
+  from unnest(v_results, v_faults) with ordinality r (status, code, detail, id, attempt_id, fault, n)
+  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
   order by r.n;
 end
 $$;
@@ -4204,7 +4225,11 @@ select
   a.cost_usd,
   a.input_tokens,
   a.output_tokens,
-  extract(epoch from o.completed_at - o.created_at)::double precision * 1000 as latency_ms,
+  -- a story told afterwards was over before it was recorded: its time runs from the event
+  extract(epoch from case
+    when o.completed_at >= o.created_at then o.completed_at - o.created_at
+    else greatest(o.completed_at - o.event_at, interval '0')
+  end)::double precision * 1000 as latency_ms,
   o.created_at,
   o.event_at,
   o.completed_at,

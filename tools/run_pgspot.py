@@ -30,6 +30,7 @@ INLINED = (
     "_has_partition",
     "_id_time",
     "_partition_suffix",
+    "_usage_cost",
     "_usage_in_range",
 )
 

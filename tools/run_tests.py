@@ -9,6 +9,7 @@ what uses a server on the others.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -23,7 +24,10 @@ def command(stage: str, major: int, extra: list[str], *, first: bool) -> list[st
     if stage == "pytest":
         # what uses no server of the suite gives the same on every major: once is enough
         chosen = [] if first or "-m" in extra else ["-m", "db"]
-        return [*python, "pytest", "-q", "--durations=10", "--durations-min=3", *chosen, *extra]
+        # most tests wait for a server: one process more than the two processors of a small machine
+        spread = [] if "-n" in extra else ["-n", os.environ.get("ROUTELEDGER_WORKERS", "3")]
+        shown = ["-q", "--durations=10", "--durations-min=3"]
+        return [*python, "pytest", *spread, *shown, *chosen, *extra]
     return [*python, f"tools.run_{stage}", "--major", str(major)]
 
 

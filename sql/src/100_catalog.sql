@@ -16,7 +16,7 @@ create table if not exists routeledger.models (
   max_input_tokens bigint,
   max_output_tokens bigint,
   deprecated_at timestamptz,
-  created_at timestamptz not null default clock_timestamp(),
+  created_at timestamptz not null default routeledger.clock(),
   constraint models_pkey primary key (model_slug),
   constraint models_model_slug_check check (model_slug <> '' and length(model_slug) <= 300),
   constraint models_q_prior_check check (q_prior between 0 and 1),
@@ -34,7 +34,7 @@ create table if not exists routeledger.model_prices (
   cache_creation_usd_per_mtok numeric,
   flag text,
   source text,
-  created_at timestamptz not null default clock_timestamp(),
+  created_at timestamptz not null default routeledger.clock(),
   constraint model_prices_pkey primary key (model_slug, valid_from),
   constraint model_prices_model_slug_fkey foreign key (model_slug) references routeledger.models (model_slug) on delete cascade,
   constraint model_prices_not_negative_check check (
@@ -87,6 +87,7 @@ set search_path = pg_catalog, routeledger, pg_temp
 as $$
 declare
   v_known text[];
+  v_nested text[];
   v_row jsonb;
   v_fault text;
 begin
@@ -97,13 +98,19 @@ begin
   elsif jsonb_array_length(p_rows) > 10000 then
     perform routeledger._raise('RL501', jsonb_build_object('rows', jsonb_array_length(p_rows), 'limit', 10000));
   end if;
-  v_known := array(select jsonb_object_keys(to_jsonb(jsonb_populate_record(p_like, '{}'))));
+  select array_agg(a.attname::text), array_agg(a.attname::text) filter (where a.atttypid = 'jsonb'::regtype or a.attndims > 0)
+  into v_known, v_nested
+  from pg_attribute a
+  join pg_type t on t.typrelid = a.attrelid
+  where t.oid = pg_typeof(p_like) and a.attnum > 0;
+  v_nested := coalesce(v_nested, array[]::text[]);
 
   -- Nearly always every row has the right shape, and one statement reads them all.
   begin
     if not exists (
       select from jsonb_array_elements(p_rows) e
-      where jsonb_typeof(e) <> 'object' or e - v_known <> '{}')
+      where jsonb_typeof(e) <> 'object' or e - v_known <> '{}'
+        or jsonb_path_exists(e - v_nested, 'strict $.* ? (@.type() == "object" || @.type() == "array")'))
     then
       inputs := array(select jsonb_populate_record(p_like, e) from jsonb_array_elements(p_rows) e);
       faults := array_fill(null::text, array[jsonb_array_length(p_rows)]);
@@ -123,6 +130,9 @@ begin
     elsif v_row - v_known <> '{}' then
       select 'RL107 ' || left(replace(k, ' ', '_'), 100) || ' no such parameter' into v_fault
       from jsonb_object_keys(v_row) k where k <> all (v_known) order by k limit 1;
+    elsif jsonb_path_exists(v_row - v_nested, 'strict $.* ? (@.type() == "object" || @.type() == "array")') then
+      select 'RL107 ' || r.key || ' a single value' into v_fault
+      from jsonb_each(v_row - v_nested) r where jsonb_typeof(r.value) in ('object', 'array') order by r.key limit 1;
     else
       begin
         inputs := array_append(inputs, jsonb_populate_record(p_like, v_row));
@@ -307,7 +317,7 @@ begin
       when length(v_row.model_slug) > 300 then 'RL108 model_slug 300 characters'
       when greatest(length(v_row.provider), length(v_row.brand_slug), length(v_row.base_model), length(v_row.mode), length(v_row.source)) > 300
         then 'RL108 provider,brand_slug,base_model,mode,source 300 characters'
-      when not isfinite(v_row.valid_from) or v_row.valid_from > now() + interval '10 years' then 'RL109 valid_from'
+      when not isfinite(v_row.valid_from) or v_row.valid_from > routeledger.clock() + interval '10 years' then 'RL109 valid_from'
       when not isfinite(v_row.deprecated_at) then 'RL109 deprecated_at'
       when v_row.input_usd_per_mtok not between 0 and 1000000000 then 'RL103 input_usd_per_mtok 0 to 1e9'
       when v_row.output_usd_per_mtok not between 0 and 1000000000 then 'RL103 output_usd_per_mtok 0 to 1e9'

@@ -115,6 +115,7 @@ begin
   elsif length(p.policy_version) > 200 then return 'RL108 policy_version 200 characters';
   elsif p.agent_id = '' then return 'RL103 agent_id null or not empty';
   elsif p.task_type = '' then return 'RL103 task_type null or not empty';
+  elsif p.policy_version = '' then return 'RL103 policy_version null or not empty';
   elsif p.chosen_model_slug = '' then return 'RL103 chosen_model_slug null or not empty';
   elsif length(p.chosen_model_slug) > 300 then return 'RL108 chosen_model_slug 300 characters';
   elsif p.decision_rule !~ '^[a-z][a-z0-9_]{0,62}$' then return 'RL102 decision_rule lower-case words joined by underscores';
@@ -446,6 +447,7 @@ declare
   v_one routeledger.decision_ready;
   v_at timestamptz;
   v_written integer[];
+  v_done boolean[]; -- fixed-length elements, so any is one step away
   v_n integer;
   v_i integer;
 begin
@@ -453,6 +455,7 @@ begin
   select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.decision_input, p_rows) r;
   v_n := coalesce(array_length(v_inputs, 1), 0);
   v_results := array_fill(null::routeledger.decision_result, array[v_n]);
+  v_done := array_fill(false, array[v_n]);
 
   for i in 1 .. v_n loop
     v_inputs[i] := v_inputs[i]; -- an array that was assigned to is kept unpacked: each element is one step away
@@ -516,6 +519,7 @@ begin
   select coalesce(array_agg(w.n::integer), '{}') into v_written from written w;
 
   foreach v_i in array v_written loop
+    v_done[v_i] := true;
     v_one := v_ready[v_i];
     v_results[v_i] := row('accepted', null, null, v_one.id, v_one.attempt_id, nullif(v_one.attempt_count, 0), v_one.chosen_model_slug,
       v_one.provider, v_one.decision_rule, v_one.outcome_status)::routeledger.decision_result;
@@ -527,7 +531,7 @@ begin
     from unnest(v_ready) with ordinality r (
       fault, given, id, attempt_id, decided_at, candidates, chosen_model_slug, candidate_no, provider, decision_rule,
       attempt_count, outcome_status, lease_expires_at, completed_at, n)
-    where v_results[r.n] is null
+    where not v_done[r.n]
     order by (r.given).tenant_id, r.id, r.n
   loop
     v_results[v_i] := routeledger._insert_decision(v_ready[v_i], v_settings);

@@ -502,6 +502,7 @@ declare
   v_ords integer[];
   v_results routeledger.completion_result[];
   v_closed routeledger.completion_result[];
+  v_done boolean[]; -- faults and what is written; fixed-length elements, so any is one step away
   v_first uuid;
   v_last uuid;
   v_i integer;
@@ -509,18 +510,20 @@ begin
   select s.* into v_settings from routeledger.settings s;
   select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.completion_input, p_rows) r;
   v_results := array_fill(null::routeledger.completion_result, array[cardinality(v_faults)]);
+  v_done := array_fill(false, array[cardinality(v_faults)]);
   for i in 1 .. cardinality(v_faults) loop
     v_inputs[i] := v_inputs[i]; -- an array that was assigned to is kept unpacked: each element is one step away
     if v_faults[i] is null and not routeledger._completion_is_plain(v_inputs[i], v_settings) then
       v_faults[i] := routeledger._completion_fault(v_inputs[i], v_settings);
     end if;
+    v_done[i] := v_faults[i] is not null;
   end loop;
 
   -- The plain majority: the first row of each id, where its attempt (the one it names, if any) is the open one.
   -- All that exist are locked here in their order, so that what follows finds them as they are.
   if cardinality(v_faults) > 1 then
     select min(r.id::text)::uuid, max(r.id::text)::uuid into v_first, v_last
-    from unnest(v_inputs) with ordinality r where v_faults[r.ordinality] is null;
+    from unnest(v_inputs) with ordinality r where not v_done[r.ordinality];
     for v_i, v_open in
       select
         r.n,
@@ -532,7 +535,7 @@ begin
           tenant_id, id, outcome_status, attempt_id, input_tokens, output_tokens, cache_read_input_tokens, cache_creation_input_tokens,
           reasoning_output_tokens, cost_usd, latency_ms, ttft_ms, http_status, error_type, error_message, provider_response_id,
           response_model, finish_reasons, decision_rule_override, n)
-        where v_faults[x.n] is null
+        where not v_done[x.n]
         order by x.tenant_id, x.id, x.n
       ) r
       join routeledger.routing_outcomes o on o.tenant_id = r.tenant_id and o.id = r.id
@@ -602,6 +605,7 @@ begin
     for i in 1 .. cardinality(v_ords) loop
       v_closed[i] := v_closed[i];
       v_results[v_ords[i]] := v_closed[i];
+      v_done[v_ords[i]] := true;
     end loop;
   end if;
 
@@ -612,7 +616,7 @@ begin
       tenant_id, id, outcome_status, attempt_id, input_tokens, output_tokens, cache_read_input_tokens, cache_creation_input_tokens,
       reasoning_output_tokens, cost_usd, latency_ms, ttft_ms, http_status, error_type, error_message, provider_response_id,
       response_model, finish_reasons, decision_rule_override, n)
-    where v_faults[r.n] is null and v_results[r.n] is null
+    where not v_done[r.n]
     order by r.tenant_id, r.id, r.n
   loop
     v_results[v_i] := routeledger._complete_decision(v_inputs[v_i], v_settings, v_now);
@@ -620,11 +624,11 @@ begin
 
   return query
   select
-    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(v_faults[r.n])), e.hint,
+    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(r.fault)), e.hint,
     r.id, r.inference_id, r.attempt_no, r.outcome_status, r.cost_usd, r.cost_source, r.late
-  from unnest(v_results) with ordinality r (
-    status, code, detail, id, inference_id, attempt_no, outcome_status, cost_usd, cost_source, late, n)
-  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(v_faults[r.n], ' ', 1))
+  from unnest(v_results, v_faults) with ordinality r (
+    status, code, detail, id, inference_id, attempt_no, outcome_status, cost_usd, cost_source, late, fault, n)
+  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
   order by r.n;
 end
 $$;

@@ -128,8 +128,7 @@ begin
   v_result.status := 'refused';
   v_ready := routeledger._prepare_decision(
     row(p_given.tenant_id, p_given.id, p_given.agent_id, p_given.task_type, p_given.candidates,
-      case when p_given.attempts -> 0 is not null or p_given.decision_rule_override is not null or p_given.chosen_model_slug is not null
-        then coalesce(p_given.chosen_model_slug, p_given.attempts -> 0 ->> 'model_slug') end,
+      coalesce(p_given.chosen_model_slug, nullif(p_given.attempts -> 0 ->> 'model_slug', '')),
       p_given.decision_rule, p_given.min_quality, p_given.budget_cap_usd, p_given.policy_version, p_given.traffic_class, p_given.event_at,
       null, null, p_given.metadata)::routeledger.decision_input,
     p_settings, p_now);
@@ -138,6 +137,10 @@ begin
   if v_fault is null then
     if jsonb_typeof(p_given.attempts) <> 'array' then
       v_fault := 'RL111 attempts a JSON array';
+    elsif p_given.attempts -> 0 is not null
+      and (jsonb_typeof(p_given.attempts -> 0) <> 'object' or coalesce(p_given.attempts -> 0 ->> 'model_slug', '') = '')
+    then
+      v_fault := 'RL111 attempts each an object with a model_slug';
     elsif jsonb_array_length(p_given.attempts) > p_settings.retry_max_attempts * 10 then
       v_fault := 'RL503 attempts ' || p_settings.retry_max_attempts * 10;
     elsif p_given.decision_rule_override !~ '^[a-z][a-z0-9_]{0,62}$' then
@@ -152,7 +155,7 @@ begin
   end if;
   if v_fault is null and p_given.attempts -> 0 is not null then
     select r.inputs, coalesce(
-      (select min(f) from unnest(r.faults) f),
+      (select min(replace(f, 'RL107 ', 'RL111 attempts ')) from unnest(r.faults) f),
       (select min(routeledger._attempt_fault(r.inputs[n], n = cardinality(r.inputs), p_settings, p_now)) from generate_series(1, cardinality(r.inputs)) n))
     into v_attempts, v_fault
     from routeledger._read_rows(null::routeledger.attempt_input, p_given.attempts) r;
@@ -410,10 +413,10 @@ begin
   end loop;
   return query
   select
-    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(v_faults[r.n])), e.hint,
+    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(r.fault)), e.hint,
     r.id, r.inference_id, r.attempts, r.outcome_status, r.cost_usd
-  from unnest(v_results) with ordinality r (status, code, detail, id, inference_id, attempts, outcome_status, cost_usd, n)
-  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(v_faults[r.n], ' ', 1))
+  from unnest(v_results, v_faults) with ordinality r (status, code, detail, id, inference_id, attempts, outcome_status, cost_usd, fault, n)
+  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
   order by r.n;
 end
 $$;

@@ -55,7 +55,11 @@ select
   a.cost_usd,
   a.input_tokens,
   a.output_tokens,
-  extract(epoch from o.completed_at - o.created_at)::double precision * 1000 as latency_ms,
+  -- a story told afterwards was over before it was recorded: its time runs from the event
+  extract(epoch from case
+    when o.completed_at >= o.created_at then o.completed_at - o.created_at
+    else greatest(o.completed_at - o.event_at, interval '0')
+  end)::double precision * 1000 as latency_ms,
   o.created_at,
   o.event_at,
   o.completed_at,

@@ -3,71 +3,80 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 import threading
 from typing import Literal
 
 Direction = Literal["to server", "to client"]
+# how an end is lost: FIN, RST, or FIN for the client while the server hears nothing for now
 Manner = Literal["close", "reset", "silence"]
 
 
 class _Link:
-    """One connection through the proxy."""
+    """One connection through the proxy. Its thread alone reads and closes the sockets."""
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
-        self.client = client
-        self.server = server
-        self.budget: dict[Direction, int | None] = {"to server": None, "to client": None}
-        self.manner: Manner = "close"
-        self.lock = threading.Lock()
+        self._client = client
+        self._server = server
+        self._budget: dict[Direction, int | None] = {"to server": None, "to client": None}
+        self._manner: Manner = "close"
+        self._lock = threading.Lock()
+        self._wake, self._bell = socket.socketpair()
         self.cut = False
-        for direction, source, target in (
-            ("to server", client, server),
-            ("to client", server, client),
-        ):
-            threading.Thread(
-                target=self._pump, args=(direction, source, target), daemon=True
-            ).start()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
-    def _pump(self, direction: Direction, source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                with self.lock:
-                    if self.cut:
-                        return
-                    left = self.budget[direction]
-                    if left is not None:
-                        data, left = data[:left], left - len(data)
-                        self.budget[direction] = max(left, 0)
-                    target.sendall(data)
-                    if left is not None and left <= 0:
-                        self.break_off(self.manner)
-                        return
-        with self.lock:
-            self.break_off("close")
-
-    def break_off(self, manner: Manner) -> None:
-        """Ends it; called with the lock held. `silence` leaves the server's end open."""
-        self.cut = True
-        if manner == "reset":
-            for end in (self.client, self.server):
-                with contextlib.suppress(OSError):
-                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._end(self.client, manner)
-        if manner != "silence":
-            self._end(self.server, manner)
-
-    @staticmethod
-    def _end(end: socket.socket, manner: Manner) -> None:
-        with contextlib.suppress(OSError):
-            if manner != "reset":
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
+    def cut_after(self, count: int, direction: Direction, manner: Manner) -> None:
+        with self._lock:
+            self._manner = manner
+            self._budget = {"to server": None, "to client": None, direction: max(count, 1)}
 
     def bury(self) -> None:
-        with self.lock:
-            self.break_off("close")
+        """Loses both ends now; returns when they are closed."""
+        self.cut = True
+        with contextlib.suppress(OSError):
+            self._bell.send(b"!")
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            while not self.cut:
+                ready, _, _ = select.select([self._client, self._server, self._wake], [], [])
+                if self._wake in ready:
+                    break
+                if self._client in ready:
+                    self._pass("to server", self._client, self._server)
+                if self._server in ready and not self.cut:
+                    self._pass("to client", self._server, self._client)
+        self.cut = True
+        with self._lock:
+            manner = self._manner
+        if manner == "reset":
+            for end in (self._client, self._server):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._client.close()
+        if manner == "silence":
+            self._wake.recv(1)
+        self._server.close()
+        self._wake.close()
+        self._bell.close()
+
+    def _pass(self, direction: Direction, source: socket.socket, target: socket.socket) -> None:
+        data = source.recv(65536)
+        if not data:
+            self.cut = True
+            with self._lock:
+                self._manner = "close"
+            return
+        with self._lock:
+            left = self._budget[direction]
+            if left is not None:
+                data, left = data[:left], left - len(data)
+                self._budget[direction] = left
+                self.cut = left <= 0
+        target.sendall(data)
 
 
 class Proxy:
@@ -87,7 +96,11 @@ class Proxy:
             while True:
                 client, _ = self._listener.accept()
                 # what was lost in silence, the server learns of when its client comes back
-                self._sweep()
+                with self._lock:
+                    gone = [link for link in self._links if link.cut]
+                    self._links = [link for link in self._links if not link.cut]
+                for link in gone:
+                    link.bury()
                 try:
                     server = socket.create_connection(self._upstream)
                 except OSError:
@@ -98,22 +111,12 @@ class Proxy:
                 with self._lock:
                     self._links.append(_Link(client, server))
 
-    def _sweep(self) -> None:
-        with self._lock:
-            for link in self._links:
-                if link.cut:
-                    link.bury()
-            self._links = [link for link in self._links if not link.cut]
-
     def cut_after(self, count: int, direction: Direction, manner: Manner) -> None:
         """Lets `count` more bytes through in that direction, then loses the newest connection."""
         with self._lock:
-            if not self._links:
-                return
-            link = self._links[-1]
-        with link.lock:
-            link.manner = manner
-            link.budget = {"to server": None, "to client": None, direction: max(count, 1)}
+            link = self._links[-1] if self._links else None
+        if link is not None:
+            link.cut_after(count, direction, manner)
 
     def cut_all(self) -> int:
         """Loses every connection now; how many there were."""
@@ -126,10 +129,9 @@ class Proxy:
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(10)
         self._listener.close()
-        with self._lock:
-            links = list(self._links)
-        for link in links:
+        for link in self._links:
             link.bury()
 
     def __enter__(self) -> Proxy:

@@ -37,7 +37,7 @@ def busy(server: Server, turn: str, rng: random.Random) -> list[Worker]:
     ]
     for worker in workers:
         worker.start()
-    enough = rng.randrange(20, 120)
+    enough = rng.randrange(20, 80)
     deadline = time.monotonic() + 60
     while sum(worker.acknowledged for worker in workers) < enough:
         assert time.monotonic() < deadline

@@ -29,7 +29,6 @@ import pytest
 from routeledger import _embedded
 from routeledger._embedded import EmbeddedError, EmbeddedServer, embedded
 
-pytestmark = pytest.mark.db
 
 ROOT = os.geteuid() == 0
 DRIVER = Path(_embedded.__file__).resolve().parents[1]
