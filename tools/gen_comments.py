@@ -1,4 +1,4 @@
-"""Turns the comment block above each routine of sql/src into its COMMENT, in sql/src/991_routine_comments.sql.
+"""Turns the block above each routine of sql/src into its COMMENT: 991_routine_comments.sql.
 
     python tools/gen_comments.py            write the file
     python tools/gen_comments.py --check    fail when the file is stale (CI)
@@ -22,7 +22,8 @@ HEADER = (
     " edit it there.\n"
 )
 ROUTINE = re.compile(
-    r"(?P<block>(?:^--[^\n]*\n)*)^create or replace function (?P<name>routeledger\.\w+)\((?P<args>.*?)\n?\)\n",
+    r"(?P<block>(?:^--[^\n]*\n)*)"
+    r"^create or replace function (?P<name>routeledger\.\w+)\((?P<args>.*?)\n?\)\n",
     re.MULTILINE | re.DOTALL,
 )
 

@@ -49,7 +49,7 @@ select c.oid::regclass::text as name, c.relname, c.relkind,
 from pg_class c
 where c.relnamespace = 'routeledger'::regnamespace and c.relkind in ('r', 'p', 'v') and not c.relispartition
 order by c.relkind = 'v', c.relname
-"""  # noqa: E501
+"""
 
 SETTINGS = """
 select a.attname as name, format_type(a.atttypid, a.atttypmod) as type,
@@ -82,13 +82,15 @@ def routines(conn: psycopg.Connection[dict[str, Any]]) -> str:
     for row in rows:
         first = row["summary"].split(". ")[0].rstrip(".")
         roles = (row["roles"] or "").replace("routeledger_", "")
-        out.append(f"| [`{row['name']}`](#{row['name']}) | {cell(first)} | {roles} |")
+        link = f"[`{row['name']}`](#{row['name']})"
+        out.append(f"| {link} | {cell(first)} | {roles} |")
     for row in rows:
         out.append(f"\n## {row['name']}\n")
         body = "\n\n".join((row["comment"] or "").split("\n"))
         out.append(body + "\n")
-        arguments = argument_list(row["arguments"])
-        out.append(f"```sql\nrouteledger.{row['name']}(\n  {arguments}\n)\nreturns {row['result']}\n```")
+        arguments = f"\n  {argument_list(row['arguments'])}\n" if row["arguments"] else ""
+        signature = f"routeledger.{row['name']}({arguments})\nreturns {row['result']}"
+        out.append(f"```sql\n{signature}\n```")
     return "\n".join(out) + "\n"
 
 
@@ -106,7 +108,9 @@ def relations(conn: psycopg.Connection[dict[str, Any]]) -> str:
         out.append("| column | type | |\n|---|---|---|")
         for column in row["columns"]:
             required = " not null" if column["not_null"] else ""
-            out.append(f"| `{column['name']}` | {column['type']}{required} | {cell(column['comment'])} |")
+            out.append(
+                f"| `{column['name']}` | {column['type']}{required} | {cell(column['comment'])} |"
+            )
         out.append("")
         for constraint in row["constraints"] or []:
             remark = f": {constraint['comment']}" if constraint["comment"] else ""
@@ -123,18 +127,24 @@ def errors(conn: psycopg.Connection[dict[str, Any]]) -> str:
     )
     out.append("| code | name | message | what to do |\n|---|---|---|---|")
     query = "select code, name, message, hint from routeledger.errors() order by code"
-    for row in conn.execute(query).fetchall():
-        out.append(f"| {row['code']} | `{row['name']}` | {cell(row['message'])} | {cell(row['hint'])} |")
+    out += [
+        f"| {row['code']} | `{row['name']}` | {cell(row['message'])} | {cell(row['hint'])} |"
+        for row in conn.execute(query).fetchall()
+    ]
     return "\n".join(out) + "\n"
 
 
 def settings(conn: psycopg.Connection[dict[str, Any]]) -> str:
     out = ["# Settings\n", NOTE]
-    out.append("Changed with `select routeledger.configure('{\"lease\": \"10 minutes\"}')`, by an admin.\n")
+    out.append(
+        'Changed with `select routeledger.configure(\'{"lease": "10 minutes"}\')`, by an admin.\n'
+    )
     out.append("| setting | type | default | |\n|---|---|---|---|")
     for row in conn.execute(SETTINGS).fetchall():
         default = str(row["default"]).split("::")[0]
-        out.append(f"| `{row['name']}` | {row['type']} | {cell(default)} | {cell(row['comment'])} |")
+        out.append(
+            f"| `{row['name']}` | {row['type']} | {cell(default)} | {cell(row['comment'])} |"
+        )
     return "\n".join(out) + "\n"
 
 

@@ -195,7 +195,7 @@ def _run(conn: psycopg.Connection[Any], script: str) -> None:
         try:
             # Bytes, unprepared: only the simple protocol takes several statements at once.
             conn.execute(script.encode(), prepare=False)
-        except psycopg.Error as exc:
+        except psycopg.Error as exc:  # noqa: PERF203 - a few tries, each a transaction
             if not conn.closed:
                 conn.rollback()
             if exc.sqlstate not in _AGAIN or attempt == _TRIES or conn.closed:

@@ -29,7 +29,6 @@ import pytest
 from routeledger import _embedded
 from routeledger._embedded import EmbeddedError, EmbeddedServer, embedded
 
-
 ROOT = os.geteuid() == 0
 DRIVER = Path(_embedded.__file__).resolve().parents[1]
 needs_root = pytest.mark.skipif(not ROOT, reason="needs root")

@@ -101,7 +101,7 @@ class Decision:
         return self.attempts[-1] if self.attempts else None
 
     def attempt(self, id: str | None) -> Attempt | None:
-        return next((a for a in self.attempts if a.id == id), None)
+        return next((a for a in self.attempts if id is not None and a.id == id), None)
 
 
 def text(value: str | None) -> str | None:
@@ -109,6 +109,12 @@ def text(value: str | None) -> str | None:
     if value is not None and len(value) > 8192:
         return f"{value[:8150]} [cut from {len(value)} characters]"
     return value
+
+
+def lease_of(row: Mapping[str, Any]) -> timedelta:
+    """Its own lease, in whole seconds, or that of the settings."""
+    given = row.get("lease")
+    return timedelta(seconds=int(given.split()[0])) if given else LEASE
 
 
 def cost(model: str, row: Mapping[str, Any]) -> tuple[Decimal | None, str]:
@@ -182,9 +188,7 @@ class Ledger:
             if not same:
                 return refused("RL301")
             return Expected("replayed", values=self._decided(row["id"], known))
-        decision = Decision(
-            row, candidates, rule, chosen, timedelta(seconds=row.get("lease") or 60), None
-        )
+        decision = Decision(row, candidates, rule, chosen, lease_of(row), None)
         self.decisions[row["id"]] = decision
         if chosen is None:
             decision.outcome = "rejected"
@@ -314,8 +318,8 @@ class Ledger:
         decision = self.decisions.get(row["id"])
         if decision is None:
             return refused("RL201")
-        id, model, provider = row.get("attempt_id"), row["model_slug"], row.get("provider")
-        known = decision.attempt(id) if id else None
+        model, provider = row["model_slug"], row.get("provider")
+        known = decision.attempt(row.get("attempt_id"))
         if known:
             if known.model != model or provider not in (None, known.provider):
                 return refused("RL301")
@@ -337,7 +341,9 @@ class Ledger:
             None,
         )
         provider = provider or self._provider(decision, place, model)
-        attempt = Attempt(id, len(decision.attempts) + 1, place, model, provider, now)
+        attempt = Attempt(
+            row.get("attempt_id"), len(decision.attempts) + 1, place, model, provider, now
+        )
         decision.attempts.append(attempt)
         self._prolong(decision, now)
         return Expected("accepted", values=self._started(row["id"], attempt))
@@ -498,7 +504,7 @@ class Ledger:
         if decision.outcome is not None:
             return refused("RL305")
         assert decision.lease_until is not None
-        until = now + timedelta(seconds=row.get("lease") or 60)
+        until = now + lease_of(row)
         status = "accepted" if until > decision.lease_until else "replayed"
         decision.lease_until = max(until, decision.lease_until)
         return Expected(status, values={"id": row["id"], "lease_expires_at": decision.lease_until})
@@ -506,8 +512,8 @@ class Ledger:
     def expired(self, now: datetime) -> list[tuple[datetime, str]]:
         """What the reaper may close, the oldest lease first."""
         return sorted(
-            (d.lease_until, id)
-            for id, d in self.decisions.items()
+            (d.lease_until, key)
+            for key, d in self.decisions.items()
             if d.lease_until is not None and d.lease_until <= now
         )
 

@@ -32,7 +32,6 @@ from tests.property.ledger import (
     SET_FORMS,
     THOROUGH,
     Answer,
-    Connection,
     Row,
     many,
     public_routines,
@@ -171,7 +170,7 @@ class Lifecycle(RuleBasedStateMachine):
             rows = cursor.execute("select * from routeledger.reap(%s)", [limit]).fetchall()
         assert len(rows) == min(limit, len(due))
         reaped = {row["id"] for row in rows}
-        ends = [end for end, id in due if id in reaped]
+        ends = [end for end, key in due if key in reaped]
         assert ends == [end for end, _ in due[: len(rows)]], "not the oldest leases first"
         for row in rows:
             linked = self.model.reap(row["id"])
@@ -181,12 +180,17 @@ class Lifecycle(RuleBasedStateMachine):
                 linked.number,
             )
 
+    def _earlier(self, data: st.DataObject) -> tuple[str, Row, Answer]:
+        # the latest is call 0, the simplest choice
+        back = data.draw(st.integers(0, len(self.history) - 1), label="calls ago")
+        return self.history[-1 - back]
+
     # -- rows -------------------------------------------------------------------------------
 
     def _decision(self, data: st.DataObject) -> str:
         """A known decision, in flight by preference; now and then one that nobody knows."""
         known = list(self.model.decisions)
-        live = [id for id, d in self.model.decisions.items() if d.outcome is None]
+        live = [key for key, d in self.model.decisions.items() if d.outcome is None]
         kind = data.draw(st.sampled_from(["live", "live", "live", "known", "known", "unknown"]))
         if kind == "live" and live:
             return data.draw(st.sampled_from(live))
@@ -214,7 +218,7 @@ class Lifecycle(RuleBasedStateMachine):
             "candidates": data.draw(st.sampled_from(CANDIDATES)),
             "chosen_model_slug": data.draw(st.sampled_from([None, None, None, "alpha", "delta"])),
             "task_type": data.draw(st.sampled_from([None, "chat"])),
-            "lease": data.draw(st.sampled_from([None, None, 30, 600])),
+            "lease": data.draw(st.sampled_from([None, None, "30 seconds", "600 seconds"])),
             "attempt_id": self._new_id() if data.draw(st.booleans()) else None,
         }
 
@@ -253,7 +257,7 @@ class Lifecycle(RuleBasedStateMachine):
     def _extend_lease(self, data: st.DataObject) -> Row:
         return {
             "id": self._decision(data),
-            "lease": data.draw(st.sampled_from([None, 1, 45, 3_600])),
+            "lease": data.draw(st.sampled_from([None, "1 second", "45 seconds", "3600 seconds"])),
         }
 
     def _record_outcome(self, data: st.DataObject) -> Row:
@@ -318,7 +322,7 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(data=st.data())
     def repeat(self, data: st.DataObject) -> None:
         """An earlier call once more, from any client: a replay, whatever has happened since."""
-        routine, row, before = data.draw(st.sampled_from(self.history), label="earlier")
+        routine, row, before = self._earlier(data)
         after = self._call(data, routine, row)
         names_its_attempt = routine != "start_attempt" or "attempt_id" in row
         if not before.refused and names_its_attempt and routine != "extend_lease":
@@ -328,7 +332,7 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(data=st.data())
     def alter(self, data: st.DataObject) -> None:
         """An earlier call with one thing said differently."""
-        routine, row, _ = data.draw(st.sampled_from(self.history), label="earlier")
+        routine, row, _ = self._earlier(data)
         other = self._draw(data, routine)
         names = sorted((set(row) | set(other)) - {"tenant_id", "id"})
         if routine == "complete_decision":
@@ -363,7 +367,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.now = max([self.now, data.draw(st.sampled_from(ends))])
         self._set_clocks()
         self._reap(0, 1_000)
-        lost = [id for id, d in self.model.decisions.items() if d.outcome == "abandoned"]
+        lost = [key for key, d in self.model.decisions.items() if d.outcome == "abandoned"]
         if lost:
             row = self._draw(data, "complete_decision")
             row.pop("attempt_id", None)
@@ -409,7 +413,7 @@ class Lifecycle(RuleBasedStateMachine):
             for row in rows
         ] == [
             (
-                id,
+                key,
                 attempt.number,
                 attempt.id,
                 attempt.candidate,
@@ -423,7 +427,7 @@ class Lifecycle(RuleBasedStateMachine):
                 attempt.cost,
                 attempt.cost_source,
             )
-            for id, decision in sorted(self.model.decisions.items())
+            for key, decision in sorted(self.model.decisions.items())
             for attempt in decision.attempts
         ]
 
@@ -444,7 +448,7 @@ class Lifecycle(RuleBasedStateMachine):
             for row in rows
         ] == [
             (
-                id,
+                key,
                 decision.outcome,
                 decision.rule,
                 decision.override,
@@ -453,7 +457,7 @@ class Lifecycle(RuleBasedStateMachine):
                 len(decision.attempts),
                 decision.late,
             )
-            for id, decision in sorted(self.model.decisions.items())
+            for key, decision in sorted(self.model.decisions.items())
         ]
 
     @invariant()
@@ -461,12 +465,12 @@ class Lifecycle(RuleBasedStateMachine):
         rows = self._rows("select * from routeledger.in_flight order by id")
         assert [(r["id"], r["attempt_id"], r["lease_expires_at"], r["expired"]) for r in rows] == [
             (
-                id,
+                key,
                 decision.open and decision.open.id,
                 decision.lease_until,
                 decision.lease_until <= self.now,
             )
-            for id, decision in sorted(self.model.decisions.items())
+            for key, decision in sorted(self.model.decisions.items())
             if decision.lease_until is not None
         ]
 
@@ -479,8 +483,8 @@ def world(db: Database) -> Iterator[World]:
 
 
 def test_every_answer_is_foretold(world: World) -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        lambda: Lifecycle(world),
+    run_state_machine_as_test(
+        lambda: Lifecycle(world),  # type: ignore[arg-type]
         settings=settings(
             max_examples=1_000 if THOROUGH else 50,
             stateful_step_count=60 if THOROUGH else 30,
@@ -495,7 +499,7 @@ def test_the_model_leaves_nothing_open() -> None:
     assert ledger.insert_decision(row, NOON).values["outcome_status"] is None
     assert ledger.insert_decision(row, NOON).status == "replayed"
     late = NOON + timedelta(hours=1)
-    assert [id for _, id in ledger.expired(late)] == ["d"]
+    assert [key for _, key in ledger.expired(late)] == ["d"]
     assert ledger.reap("d").id == "a"
     done = {"id": "d", "outcome_status": "succeeded", "input_tokens": 1, "output_tokens": 1}
     assert ledger.complete_decision(done, late).values["late"] is True
