@@ -3183,6 +3183,7 @@ declare
   v_ords integer[];
   v_results routeledger.completion_result[];
   v_closed routeledger.completion_result[];
+  v_found boolean[];
   v_done boolean[]; -- faults and what is written; fixed-length elements, so any is one step away
   v_first uuid;
   v_last uuid;
@@ -3201,29 +3202,32 @@ begin
   end loop;
 
   -- The plain majority: the first row of each id, where its attempt (the one it names, if any) is the open one.
-  -- All that exist are locked here in their order, so that what follows finds them as they are.
+  -- All that exist are locked here in their order, so that what follows finds them as they are. What is not
+  -- found is not looked for again: to wait for its insert now would be out of order.
   if cardinality(v_faults) > 1 then
     select min(r.id::text)::uuid, max(r.id::text)::uuid into v_first, v_last
     from unnest(v_inputs) with ordinality r where not v_done[r.ordinality];
+    v_found := array_fill(false, array[cardinality(v_faults)]);
     for v_i, v_open in
       select
         r.n,
-        case when o.outcome_status is null and r.decision_rule_override is null and o.open_attempt_id = coalesce(r.attempt_id, o.open_attempt_id)
-          then o.open_attempt_id end
+        case when r.again = 1 and o.outcome_status is null and r.decision_rule_override is null
+          and o.open_attempt_id = coalesce(r.attempt_id, o.open_attempt_id) then o.open_attempt_id end
       from (
-        select distinct on (x.tenant_id, x.id) x.tenant_id, x.id, x.attempt_id, x.decision_rule_override, x.n
+        select
+          x.tenant_id, x.id, x.attempt_id, x.decision_rule_override, x.n, row_number() over (partition by x.tenant_id, x.id order by x.n) as again
         from unnest(v_inputs) with ordinality x (
           tenant_id, id, outcome_status, attempt_id, input_tokens, output_tokens, cache_read_input_tokens, cache_creation_input_tokens,
           reasoning_output_tokens, cost_usd, latency_ms, ttft_ms, http_status, error_type, error_message, provider_response_id,
           response_model, finish_reasons, decision_rule_override, n)
         where not v_done[x.n]
-        order by x.tenant_id, x.id, x.n
       ) r
       join routeledger.routing_outcomes o on o.tenant_id = r.tenant_id and o.id = r.id
       where o.id between v_first and v_last
-      order by o.tenant_id, o.id
+      order by o.tenant_id, o.id, r.n
       for update of o
     loop
+      v_found[v_i] := true;
       continue when v_open is null;
       v_one := v_inputs[v_i];
       v_one.attempt_id := v_open;
@@ -3300,7 +3304,14 @@ begin
     where not v_done[r.n]
     order by r.tenant_id, r.id, r.n
   loop
-    v_results[v_i] := routeledger._complete_decision(v_inputs[v_i], v_settings, v_now);
+    if v_found[v_i] is distinct from false then
+      v_results[v_i] := routeledger._complete_decision(v_inputs[v_i], v_settings, v_now);
+    else
+      v_one := v_inputs[v_i];
+      v_results[v_i] := row('refused', 'RL201', jsonb_strip_nulls(jsonb_build_object(
+        'tenant_id', v_one.tenant_id, 'id', v_one.id, 'attempt_id', v_one.attempt_id)), null, null, null, null, null, null,
+        null)::routeledger.completion_result;
+    end if;
   end loop;
 
   return query

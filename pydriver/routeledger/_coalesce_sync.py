@@ -5,7 +5,8 @@ Batching is natural: while one batch is on its way, the next gathers; an idle wr
 first row at once. With many callers there are two batches, half of the rows each: while the
 database writes one, the answers of the other are handed out and its callers come back.
 
-A caller has its answer when its own row is durable, and gets its own error. Nothing is ever dropped: with `max_queue` rows on their way, further callers wait.
+A caller has its answer when its own row is durable, and gets its own error. Nothing is ever
+dropped: with `max_queue` rows on their way, further callers wait.
 
 A caller that is cancelled does not touch its neighbours. Its row is withdrawn if it has not been
 sent; once sent it may be written.
