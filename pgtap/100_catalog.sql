@@ -2,7 +2,7 @@
 begin;
 \ir common.psql
 do $$ begin perform routeledger.configure('{"implausible_factor": 10, "implausible_usd_per_mtok": 10000}'); end $$;
-select plan(60);
+select plan(61);
 
 select has_table('routeledger', 'models', 'models exists');
 select col_is_pk('routeledger', 'models', 'model_slug', 'keyed by slug');
@@ -61,14 +61,16 @@ select results_eq(
   $$
     select n, r.inputs[n].tenant_id, r.faults[n]
     from routeledger._read_rows(null::routeledger.start_input,
-      '[{"tenant_id": "a"}, 1, {"tenant": "a"}, {"two words": 1}, {"id": "x"}, null, [], {"tenant_id": "b"}]') r
+      '[{"tenant_id": "a"}, 1, {"tenant": "a"}, {"two words": 1}, {"id": "x"}, null, [], {"tenant_id": ["a"]}, {"provider": {"a": 1}},
+        {"tenant_id": "b"}]') r
     cross join generate_series(1, cardinality(r.faults)) n
   $$,
   $$
     values
       (1, 'a', null), (2, null, 'RL107 row a JSON object'), (3, null, 'RL107 tenant no such parameter'),
       (4, null, 'RL107 two_words no such parameter'), (5, null, 'RL107 row invalid input syntax for type uuid: "x"'),
-      (6, null, 'RL107 row a JSON object'), (7, null, 'RL107 row a JSON object'), (8, 'b', null)
+      (6, null, 'RL107 row a JSON object'), (7, null, 'RL107 row a JSON object'), (8, null, 'RL107 tenant_id a single value'),
+      (9, null, 'RL107 provider a single value'), (10, 'b', null)
   $$,
   'a misshapen row is a fault in its place, and leaves its neighbours alone');
 select results_eq(
@@ -77,6 +79,12 @@ select results_eq(
     from routeledger._read_rows(null::routeledger.start_input, '[{"tenant_id": "a"}, {"tenant_id": "a", "id": 5}]') r
   $$,
   $$ values ('a', 'RL107 row invalid input syntax for type uuid: "5"') $$, 'also where all the names are right');
+select results_eq(
+  $$
+    select r.inputs[1].candidates, r.inputs[1].metadata, r.faults[1]
+    from routeledger._read_rows(null::routeledger.decision_input, '[{"candidates": ["a"], "metadata": {"a": [1]}}]') r
+  $$,
+  $$ values ('["a"]'::jsonb, '{"a": [1]}'::jsonb, null::text) $$, 'what is JSON by type may be nested');
 
 -- import_models: who
 set local role routeledger_writer;
@@ -99,9 +107,9 @@ select results_eq(
   $$
     values
       (1, 'accepted', null::text, 'tap100/p/alpha', '2026-01-01 00:00+00'::timestamptz, null::text),
-      (2, 'accepted', null, 'tap100-bare', 'epoch', null)
+      (2, 'accepted', null, 'tap100-bare', null, null)
   $$,
-  'rows come in, in their order; valid_from defaults to the epoch');
+  'rows come in, in their order; one without date and prices has no price row');
 reset role;
 select results_eq(
   $$
@@ -121,8 +129,8 @@ select results_eq(
     select p.input_usd_per_mtok, p.output_usd_per_mtok, p.cache_read_usd_per_mtok, p.cache_creation_usd_per_mtok, p.source
     from routeledger.model_prices p where p.model_slug in ('tap100/p/alpha', 'tap100-bare') order by p.model_slug desc
   $$,
-  $$ values (2::numeric, 8::numeric, 0.5, 2.5, 'tap'), (null, null, null, null, null) $$,
-  'the prices; unknown is null');
+  $$ values (2::numeric, 8::numeric, 0.5, 2.5, 'tap') $$,
+  'the prices; a row without date and prices makes none');
 set local role routeledger_admin;
 select results_eq(
   $$
@@ -131,7 +139,7 @@ select results_eq(
        "input_usd_per_mtok": 2, "output_usd_per_mtok": 8, "cache_read_usd_per_mtok": 0.5, "cache_creation_usd_per_mtok": 2.5, "source": "tap"},
       {"model_slug": "tap100-bare"}]') r
   $$,
-  $$ values ('replayed', '2026-01-01 00:00+00'::timestamptz), ('replayed', 'epoch') $$, 'what is stored already is replayed');
+  $$ values ('replayed', '2026-01-01 00:00+00'::timestamptz), ('replayed', null) $$, 'what is stored already is replayed');
 select results_eq(
   $$
     select r.status from routeledger.import_models('[

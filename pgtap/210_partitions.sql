@@ -141,12 +141,12 @@ select is(
 -- tables that were detached keep their names, and their rows
 create table routeledger.routing_outcomes_p20320105w (like routeledger.routing_outcomes including all);
 select is(routeledger._has_partition('2032-01-06 00:00+00', 'week'), false, 'a leaf that was detached is none');
-select is(routeledger._ensure_partition('2032-01-06 00:00+00', 'week'), 'p20320105x', 'the new one gets another name');
+select is(routeledger._ensure_partition('2032-01-06 00:00+00', 'week'), 'p20320105wx', 'the new one gets another name');
 create table routeledger.routing_outcomes_p20320112w (like routeledger.routing_outcomes including all);
-create table routeledger.routing_outcomes_p20320112x (like routeledger.routing_outcomes including all);
-select is(routeledger._ensure_partition('2032-01-13 00:00+00', 'week'), 'p20320112xx', 'whatever else is there');
+create table routeledger.routing_outcomes_p20320112wx (like routeledger.routing_outcomes including all);
+select is(routeledger._ensure_partition('2032-01-13 00:00+00', 'week'), 'p20320112wxx', 'whatever else is there');
 select is(
-  (select array_agg(l.parent order by l.parent) from pg_temp.leaves() l where l.suffix = 'p20320112xx'),
+  (select array_agg(l.parent order by l.parent) from pg_temp.leaves() l where l.suffix = 'p20320112wxx'),
   array['inference_payloads', 'inferences', 'routing_outcomes'], 'the same for all three');
 create table routeledger.inferences_p20320119w (like routeledger.inferences including all);
 select lives_ok(

@@ -186,12 +186,13 @@ select results_eq(
         '{"agent_id": "another"}'::jsonb, '{"agent_id": null}'::jsonb, '{"task_type": "embed"}'::jsonb, '{"candidates": ["a"]}'::jsonb,
         '{"chosen_model_slug": "b"}'::jsonb, '{"decision_rule": "other"}'::jsonb, '{"min_quality": 0.6}'::jsonb, '{"budget_cap_usd": null}'::jsonb,
         '{"policy_version": "v8"}'::jsonb, '{"traffic_class": "production"}'::jsonb, '{"metadata": {"a": 1}}'::jsonb,
-        jsonb_build_object('event_at', pg_temp.t0() - interval '1 second'), jsonb_build_object('attempt_id', pg_temp.id('plain/2'))))) r
+        jsonb_build_object('event_at', pg_temp.t0() - interval '1 second'), jsonb_build_object('attempt_id', pg_temp.id('plain/2')),
+        '{"lease": "13 minutes"}'::jsonb))) r
     order by r.ord
   $$,
   $$
     select n::integer, case when n <= 3 then 'replayed' else 'refused' end, case when n > 3 then 'RL301' end, n > 3
-    from generate_series(1, 16) n
+    from generate_series(1, 17) n
   $$,
   'any other payload under its id is RL301');
 select throws_ok(
@@ -215,7 +216,7 @@ select results_eq(
     from routeledger.insert_decisions(pg_temp.each('{"tenant_id": "tap220", "candidates": [{"model_slug": "a", "provider": "p"}]}', jsonb_build_array(
       '{"tenant_id": null}'::jsonb, '{"tenant_id": ""}'::jsonb, jsonb_build_object('tenant_id', repeat('x', 201)),
       jsonb_build_object('agent_id', repeat('x', 201)), jsonb_build_object('task_type', repeat('x', 201)),
-      jsonb_build_object('policy_version', repeat('x', 201)), '{"agent_id": ""}'::jsonb, '{"task_type": ""}'::jsonb,
+      jsonb_build_object('policy_version', repeat('x', 201)), '{"agent_id": ""}'::jsonb, '{"task_type": ""}'::jsonb, '{"policy_version": ""}'::jsonb,
       '{"chosen_model_slug": ""}'::jsonb, jsonb_build_object('chosen_model_slug', repeat('x', 301)),
       '{"decision_rule": "My Rule"}'::jsonb, '{"decision_rule": ""}'::jsonb, '{"decision_rule": "no_candidate_enrolled", "chosen_model_slug": "a"}'::jsonb,
       '{"min_quality": -0.01}'::jsonb, '{"min_quality": 1.01}'::jsonb, '{"min_quality": "NaN"}'::jsonb,
@@ -245,7 +246,7 @@ select results_eq(
     from unnest(array[
       'RL101 tenant_id', 'RL101 tenant_id', 'RL108 tenant_id',
       'RL108 agent_id', 'RL108 task_type',
-      'RL108 policy_version', 'RL103 agent_id', 'RL103 task_type',
+      'RL108 policy_version', 'RL103 agent_id', 'RL103 task_type', 'RL103 policy_version',
       'RL103 chosen_model_slug', 'RL108 chosen_model_slug',
       'RL102 decision_rule', 'RL102 decision_rule', 'RL102 decision_rule',
       'RL103 min_quality', 'RL103 min_quality', 'RL103 min_quality',
@@ -301,8 +302,8 @@ select results_eq(
       (2, 'accepted', null, pg_temp.id('s1'), pg_temp.id('s1/1'), 1, 'a', 'pa', 'caller_ranked', null),
       (3, 'accepted', null, pg_temp.id('s2'), null, null, null, null, 'no_candidate_enrolled', 'rejected'),
       (4, 'replayed', null, pg_temp.id('s1'), pg_temp.id('s1/1'), 1, 'a', 'pa', 'caller_ranked', null),
-      (5, 'refused', 'RL301', pg_temp.id('s1'), null, null, null, null, null, null),
-      (6, 'refused', 'RL301', pg_temp.id('plain'), null, null, null, null, null, null),
+      (5, 'refused', 'RL301', null, null, null, null, null, null, null),
+      (6, 'refused', 'RL301', null, null, null, null, null, null, null),
       (7, 'refused', 'RL107', null, null, null, null, null, null, null),
       (8, 'refused', 'RL101', null, null, null, null, null, null, null)
   $$,

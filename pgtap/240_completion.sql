@@ -367,7 +367,7 @@ select results_eq(
       (2, 'accepted', null, pg_temp.id('s1'), pg_temp.id('s1/1'), 1, 'succeeded', 0.006, 'catalog', false),
       (3, 'accepted', null, pg_temp.id('s2'), pg_temp.id('s2/1'), 1, 'succeeded', 0.002, 'catalog', false),
       (4, 'replayed', null, pg_temp.id('s1'), pg_temp.id('s1/1'), 1, 'succeeded', 0.006, 'catalog', false),
-      (5, 'refused', 'RL304', pg_temp.id('s4'), null, null, null, null, null, false),
+      (5, 'refused', 'RL304', null, null, null, null, null, null, null),
       (6, 'refused', 'RL201', null, null, null, null, null, null, null),
       (7, 'refused', 'RL107', null, null, null, null, null, null, null),
       (8, 'accepted', null, pg_temp.id('s5'), null, 1, 'failed', null, 'no_usage', false),

@@ -4,7 +4,7 @@ begin;
 do $$ begin perform routeledger.configure('{"retry_max_attempts": 2}'); end $$;
 insert into routeledger.models (model_slug, provider) values ('tap250/a', 'pa');
 insert into routeledger.model_prices (model_slug, valid_from, input_usd_per_mtok, output_usd_per_mtok) values ('tap250/a', 'epoch', 2, 8);
-select plan(60);
+select plan(42);
 
 create function pg_temp.decision(p_name text) returns setof routeledger.routing_outcomes
 language sql stable security definer
@@ -257,7 +257,7 @@ select results_eq(
   $$,
   $$
     values
-      (1, 'RL111 attempts model_slug'), (2, 'RL108 attempts 300 characters a model_slug or provider'), (3, 'RL104 attempts id'),
+      (1, 'RL111 attempts each an object with a model_slug'), (2, 'RL108 attempts 300 characters a model_slug or provider'), (3, 'RL104 attempts id'),
       (4, 'RL111 attempts status succeeded, failed'), (5, 'RL111 attempts status succeeded, failed'),
       (6, 'RL111 attempts failed needs error_type'), (7, 'RL111 attempts failed needs error_type'), (8, 'RL108 attempts error_type 200 characters'),
       (9, 'RL108 attempts provider_response_id 500, response_model 300 characters'),
@@ -266,7 +266,7 @@ select results_eq(
       (13, 'RL103 attempts retry_after_ms 0 to 1e10'), (14, 'RL109 attempts started_at, completed_at'), (15, 'RL109 attempts started_at, completed_at'),
       (16, 'RL109 attempts started_at, completed_at'), (17, 'RL109 attempts started_at, completed_at'), (18, 'RL109 attempts started_at, completed_at'),
       (19, 'RL103 input_tokens 0 to 1e12'), (20, 'RL103 cost_usd 0 to 1e9'), (21, 'RL103 latency_ms 0 to 1e10'), (22, 'RL103 http_status 100 to 599'),
-      (23, 'RL107 outcome no such parameter'), (24, 'RL107 row invalid input syntax for type bigint: "many"')
+      (23, 'RL111 attempts outcome no such parameter'), (24, 'RL111 attempts row invalid input syntax for type bigint: "many"')
   $$,
   'each bad field of an attempt');
 select results_eq(
@@ -301,9 +301,10 @@ select results_eq(
     select r.ord, r.code, r.detail ->> 'parameter'
     from routeledger.record_outcomes('[
       {"tenant_id": "tap250", "attempts": [{"status": "failed", "error_type": "x"}]},
-      {"tenant_id": "tap250", "attempts": ["m"]}, {"tenant_id": "tap250", "attempts": [{"model_slug": "", "status": "failed", "error_type": "x"}]}]') r
+      {"tenant_id": "tap250", "attempts": ["m"]}, {"tenant_id": "tap250", "attempts": [{"model_slug": "", "status": "failed", "error_type": "x"}]},
+      {"tenant_id": "tap250", "attempts": [{"model_slug": "m", "status": "failed", "error_type": "x"}, {"status": "failed", "error_type": "x"}]}]') r
   $$,
-  $$ values (1, 'RL111', 'attempts'), (2, 'RL107', 'row'), (3, 'RL111', 'attempts') $$, 'the first attempt is judged as an attempt');
+  $$ values (1, 'RL111', 'attempts'), (2, 'RL111', 'attempts'), (3, 'RL111', 'attempts'), (4, 'RL111', 'attempts') $$, 'each attempt names its model');
 select throws_ok(
   $$ select routeledger.record_outcome(null) $$, 'RL101', 'a required argument is missing', 'a story needs a tenant');
 select results_eq($$ select * from pg_temp.count_all() $$, $$ select * from before_refusals $$, 'and nothing is written');

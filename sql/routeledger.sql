@@ -394,7 +394,22 @@ parallel safe
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
 as $$
-  select (lpad(to_hex((extract(epoch from p_at) * 1000)::bigint), 12, '0') || '00000000000000000000')::uuid
+  select (lpad(to_hex(greatest((extract(epoch from p_at) * 1000)::bigint, 0)), 12, '0') || '00000000000000000000')::uuid
+$$;
+
+-- Returns the time of a bound that _uuid_floor() made.
+-- Locks: none. Errors: none.
+create or replace function routeledger._floor_time(
+  p_id uuid
+)
+returns timestamptz
+language sql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select to_timestamp((('x' || replace(left(p_id::text, 13), '-', ''))::bit(48)::bigint) / 1000.0::double precision)
 $$;
 
 -- ==== 030_settings.sql
@@ -517,21 +532,31 @@ create table if not exists routeledger.tenant_grants (
   constraint tenant_grants_pkey primary key (tenant_id, role_name)
 );
 
--- Returns the role that called into a SECURITY DEFINER routine: what SET ROLE chose, else the login.
+-- Returns the tenants to which one role is bound, or null when it is bound to none and may use all.
+-- The owner of the schema and superusers are never bound.
 -- Locks: none. Errors: none.
-create or replace function routeledger._caller()
-returns name
+create or replace function routeledger._tenants_of(
+  p_role name
+)
+returns text[]
 language sql
 stable
 parallel restricted
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
 as $$
-  select coalesce(nullif(current_setting('role'), 'none'), session_user)::name
+  select case
+    when count(*) = 0 or pg_has_role(p_role, (select n.nspowner from pg_namespace n where n.nspname = 'routeledger'), 'member') then null
+    else coalesce(array_agg(g.tenant_id order by g.tenant_id) filter (where g.revoked_at is null), '{}')
+  end
+  from routeledger.tenant_grants g
+  join pg_roles r on r.rolname = g.role_name
+  where pg_has_role(p_role, r.oid, 'member')
 $$;
 
--- Returns the tenants to which the caller is bound, or null when it is bound to none and may use all.
--- The owner of the schema and superusers are never bound.
+-- Returns the tenants to which the caller is bound, or null when it is bound to none and may use all. The
+-- caller is bound by its login and by the role that SET ROLE chose: by both where both are bound, so that neither
+-- sheds a binding.
 -- Locks: none. Errors: none.
 create or replace function routeledger.bound_tenants()
 returns text[]
@@ -542,24 +567,21 @@ security definer
 set search_path = pg_catalog, routeledger, pg_temp
 as $$
 declare
-  v_caller name;
-  v_tenants text[];
+  v_of_login text[];
+  v_of_role text[];
 begin
   if not (select s.tenants_bound from routeledger.settings s) then
     return null;
   end if;
-  v_caller := routeledger._caller();
-  if pg_has_role(v_caller, (select n.nspowner from pg_namespace n where n.nspname = 'routeledger'), 'member') then
-    return null;
+  v_of_login := routeledger._tenants_of(session_user);
+  -- Within a SECURITY DEFINER routine current_user is the owner; the setting still says whom the caller chose.
+  if current_setting('role') not in ('none', session_user) then
+    v_of_role := routeledger._tenants_of(current_setting('role')::name);
   end if;
-  select case when count(*) > 0
-    then coalesce(array_agg(g.tenant_id order by g.tenant_id) filter (where g.revoked_at is null), '{}')
-  end
-  into v_tenants
-  from routeledger.tenant_grants g
-  join pg_roles r on r.rolname = g.role_name
-  where pg_has_role(v_caller, r.oid, 'member');
-  return v_tenants;
+  if v_of_login is null or v_of_role is null then
+    return coalesce(v_of_login, v_of_role);
+  end if;
+  return array(select unnest(v_of_login) intersect select unnest(v_of_role) order by 1);
 end
 $$;
 
@@ -957,7 +979,7 @@ $$;
 -- absent or null leaves what is known about the model as it is, and so does a row that is dated before
 -- another price of that model. Of two rows for one (model, valid_from) in a call the later one wins. One
 -- bad row never fails its neighbours.
--- valid_from defaults to the epoch: in force always. base_model defaults to the slug's last path segment.
+-- valid_from defaults to the epoch: in force always; a row without date and prices says something of the model only. base_model defaults to the slug's last path segment.
 -- Locks: one writer at a time (share row exclusive on models), rows by slug. Errors: RL101, RL107, RL501; per row RL101, RL103, RL107, RL108, RL109.
 create or replace function routeledger.import_models(
   p_rows jsonb
@@ -986,7 +1008,7 @@ declare
   v_row routeledger.model_input;
   v_changed boolean[] := array[]::boolean[];
   v_touched text[] := array[]::text[];
-  v_one boolean;
+  v_priced boolean;
 begin
   select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.model_input, p_rows) r;
   lock table routeledger.models in share row exclusive mode;
@@ -1012,9 +1034,15 @@ begin
     end);
     continue when v_faults[i] is not null;
 
-    v_row.valid_from := coalesce(v_row.valid_from, timestamptz 'epoch');
+    -- Without a date and without any price a row says something of the model only.
+    v_priced := v_row.valid_from is not null
+      or coalesce(v_row.input_usd_per_mtok, v_row.output_usd_per_mtok, v_row.cache_read_usd_per_mtok, v_row.cache_creation_usd_per_mtok) is not null;
+    if v_priced then
+      v_row.valid_from := coalesce(v_row.valid_from, timestamptz 'epoch');
+    end if;
     v_inputs[i] := v_row;
-    v_touched := v_touched || coalesce(v_row.base_model, regexp_replace(v_row.model_slug, '^.*/', ''));
+    select v_touched || m.base_model into v_touched from routeledger.models m where m.model_slug = v_row.model_slug;
+    v_touched := coalesce(v_touched, array[]::text[]);
 
     insert into routeledger.models as m (
       model_slug, provider, brand_slug, base_model, mode, q_prior, enrolled, expected_latency_ms, max_input_tokens, max_output_tokens, deprecated_at)
@@ -1040,7 +1068,9 @@ begin
            m.expected_latency_ms, m.max_input_tokens, m.max_output_tokens, m.deprecated_at)
       and not exists (
         select from routeledger.model_prices q where q.model_slug = v_row.model_slug and q.valid_from > v_row.valid_from);
-    v_one := found;
+    v_changed[i] := found;
+    select v_touched || m.base_model into v_touched from routeledger.models m where m.model_slug = v_row.model_slug;
+    continue when not v_priced;
 
     insert into routeledger.model_prices as p (
       model_slug, valid_from, input_usd_per_mtok, output_usd_per_mtok, cache_read_usd_per_mtok, cache_creation_usd_per_mtok, source)
@@ -1055,7 +1085,7 @@ begin
       source = excluded.source
     where (p.input_usd_per_mtok, p.output_usd_per_mtok, p.cache_read_usd_per_mtok, p.cache_creation_usd_per_mtok, p.source)
       is distinct from (excluded.input_usd_per_mtok, excluded.output_usd_per_mtok, excluded.cache_read_usd_per_mtok, excluded.cache_creation_usd_per_mtok, excluded.source);
-    v_changed[i] := v_one or found;
+    v_changed[i] := v_changed[i] or found;
   end loop;
 
   perform routeledger._flag_prices(v_touched);
@@ -1368,14 +1398,16 @@ begin
   v_lower := greatest(v_whole_lower, (select p.upper_id from routeledger._partitions() p where p.upper_id <= v_id order by 1 desc limit 1));
   v_upper := least(v_whole_upper, (select p.lower_id from routeledger._partitions() p where p.lower_id > v_id order by 1 limit 1));
   v_suffix := routeledger._partition_suffix(p_at, p_width);
-  if v_lower <> v_whole_lower or v_upper <> v_whole_upper or to_regclass('routeledger.routing_outcomes_' || v_suffix) is not null then
-    v_suffix := to_char(
-      to_timestamp((('x' || replace(left(v_lower::text, 13), '-', ''))::bit(48)::bigint) / 1000.0::double precision) at time zone 'UTC',
-      '"p"YYYYMMDD"x"');
-    while to_regclass('routeledger.routing_outcomes_' || v_suffix) is not null loop
-      v_suffix := v_suffix || 'x'; -- a table that was detached keeps its name
-    end loop;
+  if v_lower <> v_whole_lower or v_upper <> v_whole_upper then
+    v_suffix := to_char(routeledger._floor_time(v_lower) at time zone 'UTC', '"p"YYYYMMDD"x"');
   end if;
+  while coalesce(
+    to_regclass('routeledger.routing_outcomes_' || v_suffix),
+    to_regclass('routeledger.inferences_' || v_suffix),
+    to_regclass('routeledger.inference_payloads_' || v_suffix)) is not null
+  loop
+    v_suffix := v_suffix || 'x'; -- a table that was detached keeps its name
+  end loop;
 
   foreach v_table in array array['routing_outcomes', 'inferences', 'inference_payloads'] loop
     execute format(
@@ -1497,7 +1529,7 @@ create or replace function routeledger._decision_fault(
 returns text
 language plpgsql
 stable
-parallel safe
+parallel restricted
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
 as $$
@@ -1716,16 +1748,17 @@ begin
   from routeledger.inferences i
   where i.tenant_id = v_given.tenant_id and i.outcome_id = p_ready.id and i.attempt_no = 1;
   if (v_stored.agent_id, v_stored.task_type, v_stored.decision_rule, v_stored.chosen_model_slug, v_stored.candidates, v_stored.min_quality,
-      v_stored.budget_cap_usd, v_stored.policy_version, v_stored.traffic_class, v_stored.metadata, v_stored.event_at, v_first.id)
+      v_stored.budget_cap_usd, v_stored.policy_version, v_stored.traffic_class, v_stored.metadata, v_stored.lease, v_stored.event_at, v_first.id)
     is distinct from
      (v_given.agent_id, v_given.task_type, p_ready.decision_rule, p_ready.chosen_model_slug, p_ready.candidates, v_given.min_quality,
       v_given.budget_cap_usd, v_given.policy_version, coalesce(v_given.traffic_class, 'production'), v_given.metadata,
-      coalesce(v_given.event_at, v_stored.event_at),
+      coalesce(v_given.lease, v_stored.lease), coalesce(v_given.event_at, v_stored.event_at),
       case when v_first.id is not null then coalesce(v_given.attempt_id, v_first.id) end)
   then
     v_result.status := 'refused';
     v_result.code := 'RL301';
     v_result.detail := jsonb_build_object('tenant_id', v_given.tenant_id, 'id', p_ready.id, 'decided_at', v_stored.created_at);
+    v_result.id := null;
     return v_result;
   end if;
   v_result.status := 'replayed';
@@ -2016,7 +2049,7 @@ create or replace function routeledger._key_fault(
 returns text
 language plpgsql
 stable
-parallel safe
+parallel restricted
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
 as $$
@@ -2143,7 +2176,7 @@ create or replace function routeledger._failure_fault(
 returns text
 language plpgsql
 stable
-parallel safe
+parallel restricted
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
 as $$
@@ -2766,7 +2799,7 @@ create or replace function routeledger._completion_fault(
 returns text
 language plpgsql
 stable
-parallel safe
+parallel restricted
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
 as $$
@@ -2918,8 +2951,6 @@ begin
     v_result.code := 'RL202';
     return v_result;
   end if;
-  v_result.id := p_given.id;
-  v_result.late := v_outcome.late_completion;
 
   if v_outcome.outcome_status is null then
     if p_given.decision_rule_override is not null then
@@ -2976,6 +3007,8 @@ begin
   end if;
 
   v_result.detail := null;
+  v_result.id := p_given.id;
+  v_result.late := coalesce(v_result.late, v_outcome.late_completion);
   v_result.inference_id := case when p_given.decision_rule_override is null then v_attempt.id end;
   v_result.attempt_no := v_attempt.attempt_no;
   v_result.outcome_status := p_given.outcome_status;
@@ -3476,8 +3509,6 @@ begin
       v_fault := 'RL102 decision_rule_override lower-case words joined by underscores';
     elsif p_given.decision_rule_override is not null and p_given.attempts -> 0 is not null then
       v_fault := 'RL306 decision_rule_override';
-    elsif p_given.attempts -> 0 is not null and v_ready.chosen_model_slug is null then
-      v_fault := 'RL102 decision_rule another rule where a model was called';
     elsif v_ready.chosen_model_slug is not null and p_given.attempts -> 0 is null and p_given.decision_rule_override is null then
       v_fault := 'RL101 attempts or decision_rule_override';
     end if;
@@ -3521,7 +3552,7 @@ begin
     v_inference.cache_creation_input_tokens := v_attempt.cache_creation_input_tokens;
     v_inference.reasoning_output_tokens := v_attempt.reasoning_output_tokens;
     v_inference.created_at := p_now;
-    v_inference.started_at := coalesce(v_attempt.started_at, p_given.event_at, p_now);
+    v_inference.started_at := coalesce(v_attempt.started_at, least(v_attempt.completed_at, coalesce(p_given.event_at, p_now)));
     v_inference.completed_at := coalesce(v_attempt.completed_at, greatest(v_inference.started_at, p_now));
     select c.cost_usd, c.cost_source, c.cost_flag into v_cost
     from routeledger._usage_cost(v_attempt.model_slug, v_inference.started_at, v_attempt.input_tokens, v_attempt.output_tokens,
@@ -3546,6 +3577,9 @@ begin
   if (select count(distinct i.id) from unnest(v_inferences) i) <> v_n then
     v_result.code := 'RL111';
     v_result.detail := routeledger._fault_detail('RL111 attempts each with its own id');
+    v_result.id := null;
+    v_result.attempts := null;
+    v_result.cost_usd := null;
     return v_result;
   end if;
   v_result.inference_id := v_inference.id;
@@ -4239,7 +4273,7 @@ select
   -- a story told afterwards was over before it was recorded: its time runs from the event
   extract(epoch from case
     when o.completed_at >= o.created_at then o.completed_at - o.created_at
-    else greatest(o.completed_at - o.event_at, interval '0')
+    when o.completed_at < o.created_at then greatest(o.completed_at - o.event_at, interval '0')
   end)::double precision * 1000 as latency_ms,
   o.created_at,
   o.event_at,
@@ -4469,28 +4503,27 @@ as $$
 declare
   v_settings routeledger.settings;
   v_now timestamptz := routeledger.clock();
-  v_at timestamptz;
-  v_width interval;
+  v_at timestamptz := v_now;
+  v_until timestamptz;
   v_suffix text;
 begin
   select s.* into v_settings from routeledger.settings s;
   if p_ahead not between interval '0' and interval '5 years' then
     perform routeledger._raise_fault('RL103 ahead 0 to 5 years');
   end if;
-  v_width := ('1 ' || v_settings.partition_width)::interval;
-  for v_at in
-    select t from generate_series(
-      date_trunc(v_settings.partition_width, v_now at time zone 'UTC'),
-      v_now at time zone 'UTC' + coalesce(p_ahead, v_settings.partitions_ahead * v_width),
-      v_width) t
-  loop
-    v_at := greatest(v_at at time zone 'UTC', v_now);
+  v_until := (v_now at time zone 'UTC' + coalesce(p_ahead, v_settings.partitions_ahead * ('1 ' || v_settings.partition_width)::interval)) at time zone 'UTC';
+
+  -- From partition to partition, whatever their widths: the next one begins where this one ends.
+  while v_at <= v_until loop
     v_suffix := routeledger._ensure_partition(v_at, v_settings.partition_width);
     if v_suffix is not null then
       action := 'created';
       object := 'routeledger.routing_outcomes_' || v_suffix;
       return next;
     end if;
+    select routeledger._floor_time(p.upper_id) into strict v_at
+    from routeledger._partitions() p
+    where routeledger._uuid_floor(v_at) >= p.lower_id and routeledger._uuid_floor(v_at) < p.upper_id;
   end loop;
 end
 $$;
@@ -4785,16 +4818,20 @@ comment on function routeledger._uuid_floor(p_at timestamptz) is
 'Returns the lowest UUID of a millisecond: every UUID version 7 dated p_at or later sorts at or above it.
 Locks: none. Errors: none.';
 
+comment on function routeledger._floor_time(p_id uuid) is
+'Returns the time of a bound that _uuid_floor() made.
+Locks: none. Errors: none.';
+
 comment on function routeledger.configure(p_settings jsonb) is
 'Changes the settings named in a JSON object and returns all that are now in force. Either all of the changes take effect or none does; transitions that have begun finish under the old ones.
 Locks: the settings row. Errors: RL101, RL103, RL107.';
 
-comment on function routeledger._caller() is
-'Returns the role that called into a SECURITY DEFINER routine: what SET ROLE chose, else the login.
+comment on function routeledger._tenants_of(p_role name) is
+'Returns the tenants to which one role is bound, or null when it is bound to none and may use all. The owner of the schema and superusers are never bound.
 Locks: none. Errors: none.';
 
 comment on function routeledger.bound_tenants() is
-'Returns the tenants to which the caller is bound, or null when it is bound to none and may use all. The owner of the schema and superusers are never bound.
+'Returns the tenants to which the caller is bound, or null when it is bound to none and may use all. The caller is bound by its login and by the role that SET ROLE chose: by both where both are bound, so that neither sheds a binding.
 Locks: none. Errors: none.';
 
 comment on function routeledger.grant_tenant(p_role name, p_tenant_id text) is
@@ -4827,7 +4864,7 @@ comment on function routeledger._flag_prices(p_base_models text[]) is
 Locks: the price rows that change. Errors: none.';
 
 comment on function routeledger.import_models(p_rows jsonb) is
-'Brings models and dated prices in, each row once: a row that says what is stored already is `replayed`, anything else in it replaces what was stored for that model or that (model, valid_from). A field that is absent or null leaves what is known about the model as it is, and so does a row that is dated before another price of that model. Of two rows for one (model, valid_from) in a call the later one wins. One bad row never fails its neighbours. valid_from defaults to the epoch: in force always. base_model defaults to the slug''s last path segment.
+'Brings models and dated prices in, each row once: a row that says what is stored already is `replayed`, anything else in it replaces what was stored for that model or that (model, valid_from). A field that is absent or null leaves what is known about the model as it is, and so does a row that is dated before another price of that model. Of two rows for one (model, valid_from) in a call the later one wins. One bad row never fails its neighbours. valid_from defaults to the epoch: in force always; a row without date and prices says something of the model only. base_model defaults to the slug''s last path segment.
 Locks: one writer at a time (share row exclusive on models), rows by slug. Errors: RL101, RL107, RL501; per row RL101, RL103, RL107, RL108, RL109.';
 
 comment on function routeledger._after_failure(p_settings routeledger.settings, p_http_status integer, p_attempts integer, p_retry_after_ms bigint, p_random double precision) is

@@ -152,5 +152,20 @@ parallel safe
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
 as $$
-  select (lpad(to_hex((extract(epoch from p_at) * 1000)::bigint), 12, '0') || '00000000000000000000')::uuid
+  select (lpad(to_hex(greatest((extract(epoch from p_at) * 1000)::bigint, 0)), 12, '0') || '00000000000000000000')::uuid
+$$;
+
+-- Returns the time of a bound that _uuid_floor() made.
+-- Locks: none. Errors: none.
+create or replace function routeledger._floor_time(
+  p_id uuid
+)
+returns timestamptz
+language sql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select to_timestamp((('x' || replace(left(p_id::text, 13), '-', ''))::bit(48)::bigint) / 1000.0::double precision)
 $$;

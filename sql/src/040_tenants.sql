@@ -8,21 +8,31 @@ create table if not exists routeledger.tenant_grants (
   constraint tenant_grants_pkey primary key (tenant_id, role_name)
 );
 
--- Returns the role that called into a SECURITY DEFINER routine: what SET ROLE chose, else the login.
+-- Returns the tenants to which one role is bound, or null when it is bound to none and may use all.
+-- The owner of the schema and superusers are never bound.
 -- Locks: none. Errors: none.
-create or replace function routeledger._caller()
-returns name
+create or replace function routeledger._tenants_of(
+  p_role name
+)
+returns text[]
 language sql
 stable
 parallel restricted
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
 as $$
-  select coalesce(nullif(current_setting('role'), 'none'), session_user)::name
+  select case
+    when count(*) = 0 or pg_has_role(p_role, (select n.nspowner from pg_namespace n where n.nspname = 'routeledger'), 'member') then null
+    else coalesce(array_agg(g.tenant_id order by g.tenant_id) filter (where g.revoked_at is null), '{}')
+  end
+  from routeledger.tenant_grants g
+  join pg_roles r on r.rolname = g.role_name
+  where pg_has_role(p_role, r.oid, 'member')
 $$;
 
--- Returns the tenants to which the caller is bound, or null when it is bound to none and may use all.
--- The owner of the schema and superusers are never bound.
+-- Returns the tenants to which the caller is bound, or null when it is bound to none and may use all. The
+-- caller is bound by its login and by the role that SET ROLE chose: by both where both are bound, so that neither
+-- sheds a binding.
 -- Locks: none. Errors: none.
 create or replace function routeledger.bound_tenants()
 returns text[]
@@ -33,24 +43,21 @@ security definer
 set search_path = pg_catalog, routeledger, pg_temp
 as $$
 declare
-  v_caller name;
-  v_tenants text[];
+  v_of_login text[];
+  v_of_role text[];
 begin
   if not (select s.tenants_bound from routeledger.settings s) then
     return null;
   end if;
-  v_caller := routeledger._caller();
-  if pg_has_role(v_caller, (select n.nspowner from pg_namespace n where n.nspname = 'routeledger'), 'member') then
-    return null;
+  v_of_login := routeledger._tenants_of(session_user);
+  -- Within a SECURITY DEFINER routine current_user is the owner; the setting still says whom the caller chose.
+  if current_setting('role') not in ('none', session_user) then
+    v_of_role := routeledger._tenants_of(current_setting('role')::name);
   end if;
-  select case when count(*) > 0
-    then coalesce(array_agg(g.tenant_id order by g.tenant_id) filter (where g.revoked_at is null), '{}')
-  end
-  into v_tenants
-  from routeledger.tenant_grants g
-  join pg_roles r on r.rolname = g.role_name
-  where pg_has_role(v_caller, r.oid, 'member');
-  return v_tenants;
+  if v_of_login is null or v_of_role is null then
+    return coalesce(v_of_login, v_of_role);
+  end if;
+  return array(select unnest(v_of_login) intersect select unnest(v_of_role) order by 1);
 end
 $$;
 

@@ -275,7 +275,7 @@ $$;
 -- absent or null leaves what is known about the model as it is, and so does a row that is dated before
 -- another price of that model. Of two rows for one (model, valid_from) in a call the later one wins. One
 -- bad row never fails its neighbours.
--- valid_from defaults to the epoch: in force always. base_model defaults to the slug's last path segment.
+-- valid_from defaults to the epoch: in force always; a row without date and prices says something of the model only. base_model defaults to the slug's last path segment.
 -- Locks: one writer at a time (share row exclusive on models), rows by slug. Errors: RL101, RL107, RL501; per row RL101, RL103, RL107, RL108, RL109.
 create or replace function routeledger.import_models(
   p_rows jsonb
@@ -304,7 +304,7 @@ declare
   v_row routeledger.model_input;
   v_changed boolean[] := array[]::boolean[];
   v_touched text[] := array[]::text[];
-  v_one boolean;
+  v_priced boolean;
 begin
   select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.model_input, p_rows) r;
   lock table routeledger.models in share row exclusive mode;
@@ -330,9 +330,15 @@ begin
     end);
     continue when v_faults[i] is not null;
 
-    v_row.valid_from := coalesce(v_row.valid_from, timestamptz 'epoch');
+    -- Without a date and without any price a row says something of the model only.
+    v_priced := v_row.valid_from is not null
+      or coalesce(v_row.input_usd_per_mtok, v_row.output_usd_per_mtok, v_row.cache_read_usd_per_mtok, v_row.cache_creation_usd_per_mtok) is not null;
+    if v_priced then
+      v_row.valid_from := coalesce(v_row.valid_from, timestamptz 'epoch');
+    end if;
     v_inputs[i] := v_row;
-    v_touched := v_touched || coalesce(v_row.base_model, regexp_replace(v_row.model_slug, '^.*/', ''));
+    select v_touched || m.base_model into v_touched from routeledger.models m where m.model_slug = v_row.model_slug;
+    v_touched := coalesce(v_touched, array[]::text[]);
 
     insert into routeledger.models as m (
       model_slug, provider, brand_slug, base_model, mode, q_prior, enrolled, expected_latency_ms, max_input_tokens, max_output_tokens, deprecated_at)
@@ -358,7 +364,9 @@ begin
            m.expected_latency_ms, m.max_input_tokens, m.max_output_tokens, m.deprecated_at)
       and not exists (
         select from routeledger.model_prices q where q.model_slug = v_row.model_slug and q.valid_from > v_row.valid_from);
-    v_one := found;
+    v_changed[i] := found;
+    select v_touched || m.base_model into v_touched from routeledger.models m where m.model_slug = v_row.model_slug;
+    continue when not v_priced;
 
     insert into routeledger.model_prices as p (
       model_slug, valid_from, input_usd_per_mtok, output_usd_per_mtok, cache_read_usd_per_mtok, cache_creation_usd_per_mtok, source)
@@ -373,7 +381,7 @@ begin
       source = excluded.source
     where (p.input_usd_per_mtok, p.output_usd_per_mtok, p.cache_read_usd_per_mtok, p.cache_creation_usd_per_mtok, p.source)
       is distinct from (excluded.input_usd_per_mtok, excluded.output_usd_per_mtok, excluded.cache_read_usd_per_mtok, excluded.cache_creation_usd_per_mtok, excluded.source);
-    v_changed[i] := v_one or found;
+    v_changed[i] := v_changed[i] or found;
   end loop;
 
   perform routeledger._flag_prices(v_touched);

@@ -93,14 +93,16 @@ begin
   v_lower := greatest(v_whole_lower, (select p.upper_id from routeledger._partitions() p where p.upper_id <= v_id order by 1 desc limit 1));
   v_upper := least(v_whole_upper, (select p.lower_id from routeledger._partitions() p where p.lower_id > v_id order by 1 limit 1));
   v_suffix := routeledger._partition_suffix(p_at, p_width);
-  if v_lower <> v_whole_lower or v_upper <> v_whole_upper or to_regclass('routeledger.routing_outcomes_' || v_suffix) is not null then
-    v_suffix := to_char(
-      to_timestamp((('x' || replace(left(v_lower::text, 13), '-', ''))::bit(48)::bigint) / 1000.0::double precision) at time zone 'UTC',
-      '"p"YYYYMMDD"x"');
-    while to_regclass('routeledger.routing_outcomes_' || v_suffix) is not null loop
-      v_suffix := v_suffix || 'x'; -- a table that was detached keeps its name
-    end loop;
+  if v_lower <> v_whole_lower or v_upper <> v_whole_upper then
+    v_suffix := to_char(routeledger._floor_time(v_lower) at time zone 'UTC', '"p"YYYYMMDD"x"');
   end if;
+  while coalesce(
+    to_regclass('routeledger.routing_outcomes_' || v_suffix),
+    to_regclass('routeledger.inferences_' || v_suffix),
+    to_regclass('routeledger.inference_payloads_' || v_suffix)) is not null
+  loop
+    v_suffix := v_suffix || 'x'; -- a table that was detached keeps its name
+  end loop;
 
   foreach v_table in array array['routing_outcomes', 'inferences', 'inference_payloads'] loop
     execute format(

@@ -100,7 +100,7 @@ create or replace function routeledger._decision_fault(
 returns text
 language plpgsql
 stable
-parallel safe
+parallel restricted
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
 as $$
@@ -319,16 +319,17 @@ begin
   from routeledger.inferences i
   where i.tenant_id = v_given.tenant_id and i.outcome_id = p_ready.id and i.attempt_no = 1;
   if (v_stored.agent_id, v_stored.task_type, v_stored.decision_rule, v_stored.chosen_model_slug, v_stored.candidates, v_stored.min_quality,
-      v_stored.budget_cap_usd, v_stored.policy_version, v_stored.traffic_class, v_stored.metadata, v_stored.event_at, v_first.id)
+      v_stored.budget_cap_usd, v_stored.policy_version, v_stored.traffic_class, v_stored.metadata, v_stored.lease, v_stored.event_at, v_first.id)
     is distinct from
      (v_given.agent_id, v_given.task_type, p_ready.decision_rule, p_ready.chosen_model_slug, p_ready.candidates, v_given.min_quality,
       v_given.budget_cap_usd, v_given.policy_version, coalesce(v_given.traffic_class, 'production'), v_given.metadata,
-      coalesce(v_given.event_at, v_stored.event_at),
+      coalesce(v_given.lease, v_stored.lease), coalesce(v_given.event_at, v_stored.event_at),
       case when v_first.id is not null then coalesce(v_given.attempt_id, v_first.id) end)
   then
     v_result.status := 'refused';
     v_result.code := 'RL301';
     v_result.detail := jsonb_build_object('tenant_id', v_given.tenant_id, 'id', p_ready.id, 'decided_at', v_stored.created_at);
+    v_result.id := null;
     return v_result;
   end if;
   v_result.status := 'replayed';

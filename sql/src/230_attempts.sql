@@ -68,7 +68,7 @@ create or replace function routeledger._key_fault(
 returns text
 language plpgsql
 stable
-parallel safe
+parallel restricted
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
 as $$
@@ -195,7 +195,7 @@ create or replace function routeledger._failure_fault(
 returns text
 language plpgsql
 stable
-parallel safe
+parallel restricted
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
 as $$

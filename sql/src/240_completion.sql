@@ -85,7 +85,7 @@ create or replace function routeledger._completion_fault(
 returns text
 language plpgsql
 stable
-parallel safe
+parallel restricted
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
 as $$
@@ -237,8 +237,6 @@ begin
     v_result.code := 'RL202';
     return v_result;
   end if;
-  v_result.id := p_given.id;
-  v_result.late := v_outcome.late_completion;
 
   if v_outcome.outcome_status is null then
     if p_given.decision_rule_override is not null then
@@ -295,6 +293,8 @@ begin
   end if;
 
   v_result.detail := null;
+  v_result.id := p_given.id;
+  v_result.late := coalesce(v_result.late, v_outcome.late_completion);
   v_result.inference_id := case when p_given.decision_rule_override is null then v_attempt.id end;
   v_result.attempt_no := v_attempt.attempt_no;
   v_result.outcome_status := p_given.outcome_status;

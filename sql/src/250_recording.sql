@@ -147,8 +147,6 @@ begin
       v_fault := 'RL102 decision_rule_override lower-case words joined by underscores';
     elsif p_given.decision_rule_override is not null and p_given.attempts -> 0 is not null then
       v_fault := 'RL306 decision_rule_override';
-    elsif p_given.attempts -> 0 is not null and v_ready.chosen_model_slug is null then
-      v_fault := 'RL102 decision_rule another rule where a model was called';
     elsif v_ready.chosen_model_slug is not null and p_given.attempts -> 0 is null and p_given.decision_rule_override is null then
       v_fault := 'RL101 attempts or decision_rule_override';
     end if;
@@ -192,7 +190,7 @@ begin
     v_inference.cache_creation_input_tokens := v_attempt.cache_creation_input_tokens;
     v_inference.reasoning_output_tokens := v_attempt.reasoning_output_tokens;
     v_inference.created_at := p_now;
-    v_inference.started_at := coalesce(v_attempt.started_at, p_given.event_at, p_now);
+    v_inference.started_at := coalesce(v_attempt.started_at, least(v_attempt.completed_at, coalesce(p_given.event_at, p_now)));
     v_inference.completed_at := coalesce(v_attempt.completed_at, greatest(v_inference.started_at, p_now));
     select c.cost_usd, c.cost_source, c.cost_flag into v_cost
     from routeledger._usage_cost(v_attempt.model_slug, v_inference.started_at, v_attempt.input_tokens, v_attempt.output_tokens,
@@ -217,6 +215,9 @@ begin
   if (select count(distinct i.id) from unnest(v_inferences) i) <> v_n then
     v_result.code := 'RL111';
     v_result.detail := routeledger._fault_detail('RL111 attempts each with its own id');
+    v_result.id := null;
+    v_result.attempts := null;
+    v_result.cost_usd := null;
     return v_result;
   end if;
   v_result.inference_id := v_inference.id;

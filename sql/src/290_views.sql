@@ -58,7 +58,7 @@ select
   -- a story told afterwards was over before it was recorded: its time runs from the event
   extract(epoch from case
     when o.completed_at >= o.created_at then o.completed_at - o.created_at
-    else greatest(o.completed_at - o.event_at, interval '0')
+    when o.completed_at < o.created_at then greatest(o.completed_at - o.event_at, interval '0')
   end)::double precision * 1000 as latency_ms,
   o.created_at,
   o.event_at,

@@ -21,28 +21,27 @@ as $$
 declare
   v_settings routeledger.settings;
   v_now timestamptz := routeledger.clock();
-  v_at timestamptz;
-  v_width interval;
+  v_at timestamptz := v_now;
+  v_until timestamptz;
   v_suffix text;
 begin
   select s.* into v_settings from routeledger.settings s;
   if p_ahead not between interval '0' and interval '5 years' then
     perform routeledger._raise_fault('RL103 ahead 0 to 5 years');
   end if;
-  v_width := ('1 ' || v_settings.partition_width)::interval;
-  for v_at in
-    select t from generate_series(
-      date_trunc(v_settings.partition_width, v_now at time zone 'UTC'),
-      v_now at time zone 'UTC' + coalesce(p_ahead, v_settings.partitions_ahead * v_width),
-      v_width) t
-  loop
-    v_at := greatest(v_at at time zone 'UTC', v_now);
+  v_until := (v_now at time zone 'UTC' + coalesce(p_ahead, v_settings.partitions_ahead * ('1 ' || v_settings.partition_width)::interval)) at time zone 'UTC';
+
+  -- From partition to partition, whatever their widths: the next one begins where this one ends.
+  while v_at <= v_until loop
     v_suffix := routeledger._ensure_partition(v_at, v_settings.partition_width);
     if v_suffix is not null then
       action := 'created';
       object := 'routeledger.routing_outcomes_' || v_suffix;
       return next;
     end if;
+    select routeledger._floor_time(p.upper_id) into strict v_at
+    from routeledger._partitions() p
+    where routeledger._uuid_floor(v_at) >= p.lower_id and routeledger._uuid_floor(v_at) < p.upper_id;
   end loop;
 end
 $$;

@@ -48,16 +48,20 @@ comment on function routeledger._uuid_floor(p_at timestamptz) is
 'Returns the lowest UUID of a millisecond: every UUID version 7 dated p_at or later sorts at or above it.
 Locks: none. Errors: none.';
 
+comment on function routeledger._floor_time(p_id uuid) is
+'Returns the time of a bound that _uuid_floor() made.
+Locks: none. Errors: none.';
+
 comment on function routeledger.configure(p_settings jsonb) is
 'Changes the settings named in a JSON object and returns all that are now in force. Either all of the changes take effect or none does; transitions that have begun finish under the old ones.
 Locks: the settings row. Errors: RL101, RL103, RL107.';
 
-comment on function routeledger._caller() is
-'Returns the role that called into a SECURITY DEFINER routine: what SET ROLE chose, else the login.
+comment on function routeledger._tenants_of(p_role name) is
+'Returns the tenants to which one role is bound, or null when it is bound to none and may use all. The owner of the schema and superusers are never bound.
 Locks: none. Errors: none.';
 
 comment on function routeledger.bound_tenants() is
-'Returns the tenants to which the caller is bound, or null when it is bound to none and may use all. The owner of the schema and superusers are never bound.
+'Returns the tenants to which the caller is bound, or null when it is bound to none and may use all. The caller is bound by its login and by the role that SET ROLE chose: by both where both are bound, so that neither sheds a binding.
 Locks: none. Errors: none.';
 
 comment on function routeledger.grant_tenant(p_role name, p_tenant_id text) is
@@ -90,7 +94,7 @@ comment on function routeledger._flag_prices(p_base_models text[]) is
 Locks: the price rows that change. Errors: none.';
 
 comment on function routeledger.import_models(p_rows jsonb) is
-'Brings models and dated prices in, each row once: a row that says what is stored already is `replayed`, anything else in it replaces what was stored for that model or that (model, valid_from). A field that is absent or null leaves what is known about the model as it is, and so does a row that is dated before another price of that model. Of two rows for one (model, valid_from) in a call the later one wins. One bad row never fails its neighbours. valid_from defaults to the epoch: in force always. base_model defaults to the slug''s last path segment.
+'Brings models and dated prices in, each row once: a row that says what is stored already is `replayed`, anything else in it replaces what was stored for that model or that (model, valid_from). A field that is absent or null leaves what is known about the model as it is, and so does a row that is dated before another price of that model. Of two rows for one (model, valid_from) in a call the later one wins. One bad row never fails its neighbours. valid_from defaults to the epoch: in force always; a row without date and prices says something of the model only. base_model defaults to the slug''s last path segment.
 Locks: one writer at a time (share row exclusive on models), rows by slug. Errors: RL101, RL107, RL501; per row RL101, RL103, RL107, RL108, RL109.';
 
 comment on function routeledger._after_failure(p_settings routeledger.settings, p_http_status integer, p_attempts integer, p_retry_after_ms bigint, p_random double precision) is

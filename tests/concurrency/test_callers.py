@@ -239,7 +239,6 @@ def test_batches_that_need_partitions(db: Database) -> None:
         old = uuid7()
         new = [uuid7(now - (turn * 2 + 1) * 7 * 86400 - n) for n in range(4)]
         story = {"candidates": ["alpha"], "decision_rule_override": "budget_gone"}
-        story["chosen_model_slug"] = "alpha"
         batches = [
             [
                 {"tenant_id": "b", "id": new[0], **story},

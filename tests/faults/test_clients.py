@@ -146,9 +146,7 @@ class Yard:
         finally:
             nursery.close()
 
-    def _one(
-        self, nursery: Nursery, conn: psycopg.Connection[Any], job: dict[str, Any]
-    ) -> None:
+    def _one(self, nursery: Nursery, conn: psycopg.Connection[Any], job: dict[str, Any]) -> None:
         journal = self._folder / f"{job['tenant']}.journal"
         journal.touch()
         pid = nursery.start(json.dumps({**job, "journal": str(journal)}))

@@ -112,9 +112,7 @@ class Stubborn:
 
 def test_connection_cut_in_the_middle_of_a_call(db: Database) -> None:
     cuts = scaled(CUTS)
-    clients = [
-        Stubborn(db, f"client-{n}", SEED + n, -(-cuts // CLIENTS)) for n in range(CLIENTS)
-    ]
+    clients = [Stubborn(db, f"client-{n}", SEED + n, -(-cuts // CLIENTS)) for n in range(CLIENTS)]
     for client in clients:
         client.start()
     for client in clients:
@@ -144,9 +142,7 @@ def test_connection_lost_in_an_open_transaction(db: Database) -> None:
             tenant = f"open-{stop}"
             units = story(tenant, rng)
             with contextlib.suppress(psycopg.OperationalError):
-                lost = psycopg.connect(
-                    db.dsn, host="127.0.0.1", port=proxy.port, sslmode="disable"
-                )
+                lost = psycopg.connect(db.dsn, host="127.0.0.1", port=proxy.port, sslmode="disable")
                 for unit in units[:stop]:
                     for one in unit.calls:
                         one.run(lost)

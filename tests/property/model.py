@@ -504,7 +504,8 @@ class Ledger:
         if decision.outcome is not None:
             return refused("RL305")
         assert decision.lease_until is not None
-        until = now + lease_of(row)
+        # by default as long as at its start
+        until = now + (lease_of(row) if row.get("lease") else decision.lease)
         status = "accepted" if until > decision.lease_until else "replayed"
         decision.lease_until = max(until, decision.lease_until)
         return Expected(status, values={"id": row["id"], "lease_expires_at": decision.lease_until})

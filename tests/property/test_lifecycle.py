@@ -17,6 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
+    initialize,
     invariant,
     precondition,
     rule,
@@ -39,7 +40,7 @@ from tests.property.ledger import (
     single,
     uuid7,
 )
-from tests.property.model import ANY, PRICES, PROVIDERS, SETTINGS, Ledger
+from tests.property.model import ANY, MAX_ATTEMPTS, PRICES, PROVIDERS, SETTINGS, Ledger
 
 pytestmark = pytest.mark.property
 
@@ -191,7 +192,7 @@ class Lifecycle(RuleBasedStateMachine):
         """A known decision, in flight by preference; now and then one that nobody knows."""
         known = list(self.model.decisions)
         live = [key for key, d in self.model.decisions.items() if d.outcome is None]
-        kind = data.draw(st.sampled_from(["live", "live", "live", "known", "known", "unknown"]))
+        kind = data.draw(st.sampled_from(["live"] * 6 + ["known"] * 3 + ["unknown"]))
         if kind == "live" and live:
             return data.draw(st.sampled_from(live))
         if kind != "unknown" and known:
@@ -290,6 +291,12 @@ class Lifecycle(RuleBasedStateMachine):
 
     # -- steps ------------------------------------------------------------------------------
 
+    @initialize(data=st.data(), count=st.integers(1, 3))
+    def begin(self, data: st.DataObject, count: int) -> None:
+        for _ in range(count):
+            row = {"id": self._new_id(), "candidates": data.draw(st.sampled_from(CANDIDATES[:6]))}
+            self._call(data, "insert_decision", row)
+
     @rule(data=st.data())
     def insert(self, data: st.DataObject) -> None:
         self._call(data, "insert_decision", self._draw(data, "insert_decision"))
@@ -297,6 +304,33 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(data=st.data())
     def fail(self, data: st.DataObject) -> None:
         self._call(data, "fail_attempt", self._draw(data, "fail_attempt"))
+
+    @precondition(lambda self: any(d.open for d in self.model.decisions.values()))
+    @rule(data=st.data(), times=st.integers(1, MAX_ATTEMPTS + 1))
+    def fail_again_and_again(self, data: st.DataObject, times: int) -> None:
+        """The providers are down; the client does as it is told."""
+        live = [key for key, d in self.model.decisions.items() if d.open]
+        key = data.draw(st.sampled_from(live))
+        for _ in range(times):
+            attempt = self.model.decisions[key].open
+            if attempt is None:
+                break
+            failed = {"id": key, "attempt_id": attempt.id, **data.draw(st.sampled_from(FAILURES))}
+            self._call(data, "fail_attempt", failed)
+
+    @precondition(lambda self: any(d.open for d in self.model.decisions.values()))
+    @rule(data=st.data())
+    def pick_by_hand(self, data: st.DataObject) -> None:
+        """Attempts fail, and each time the client chooses the next model itself."""
+        live = [key for key, d in self.model.decisions.items() if d.open]
+        key = data.draw(st.sampled_from(live))
+        for _ in range(data.draw(st.integers(1, MAX_ATTEMPTS), label="times")):
+            attempt = self.model.decisions[key].open
+            if attempt is None:
+                break
+            failed = {"id": key, "attempt_id": attempt.id, **data.draw(st.sampled_from(FAILURES))}
+            self._call(data, "fail_attempt", {**failed, "next": "hold"})
+            self._call(data, "start_attempt", {**self._draw(data, "start_attempt"), "id": key})
 
     @rule(data=st.data())
     def start(self, data: st.DataObject) -> None:
@@ -335,17 +369,16 @@ class Lifecycle(RuleBasedStateMachine):
         routine, row, _ = self._earlier(data)
         other = self._draw(data, routine)
         names = sorted((set(row) | set(other)) - {"tenant_id", "id"})
-        if routine == "complete_decision":
-            names = ["all but the id"]
-        name = data.draw(st.sampled_from(names), label="altered")
-        if name == "all but the id":
+        name = data.draw(st.sampled_from(["everything", *names]), label="altered")
+        required = {"start_attempt": {"model_slug"}, "fail_attempt": {"attempt_id", "error_type"}}
+        required["record_payload"] = {"attempt_id"}
+        if name == "everything" or routine == "complete_decision":
+            # what an ending says hangs together
             row = {**other, "id": row["id"]}
         elif name in other:
             row = {**row, name: other[name]}
-        elif name not in ("attempt_id", "error_type", "model_slug") or (
-            name == "attempt_id" and routine in ("insert_decision", "start_attempt")
-        ):
-            row = {k: v for k, v in row.items() if k != name}
+        elif name not in required.get(routine, ()):
+            row = {key: value for key, value in row.items() if key != name}
         self._call(data, routine, row)
 
     @rule(seconds=st.sampled_from([1, 29, 31, 61, 700, 4_000]))
@@ -366,7 +399,7 @@ class Lifecycle(RuleBasedStateMachine):
         ]
         self.now = max([self.now, data.draw(st.sampled_from(ends))])
         self._set_clocks()
-        self._reap(0, 1_000)
+        self._reap(0, data.draw(st.sampled_from([1_000, 1]), label="limit"))
         lost = [key for key, d in self.model.decisions.items() if d.outcome == "abandoned"]
         if lost:
             row = self._draw(data, "complete_decision")
