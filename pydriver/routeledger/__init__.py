@@ -51,7 +51,7 @@ from routeledger.types import (
 )
 
 if TYPE_CHECKING:
-    from routeledger._embedded import embedded
+    from routeledger._embedded import EmbeddedError, EmbeddedServer, embedded
 
 __all__ = [
     "AsyncLedger",
@@ -62,6 +62,8 @@ __all__ = [
     "Decision",
     "DecisionOutcome",
     "DecisionRow",
+    "EmbeddedError",
+    "EmbeddedServer",
     "Failure",
     "ImportedModel",
     "InFlightRow",
@@ -93,9 +95,9 @@ connect = Ledger.connect
 
 
 def __getattr__(name: str) -> Any:
-    if name == "embedded":  # starts servers; not needed by those who have one
-        from routeledger._embedded import embedded
+    if name in {"embedded", "EmbeddedServer", "EmbeddedError"}:
+        from routeledger import _embedded  # starts servers; not needed by those who have one
 
-        return embedded
+        return getattr(_embedded, name)
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)
