@@ -1041,8 +1041,7 @@ begin
       v_row.valid_from := coalesce(v_row.valid_from, timestamptz 'epoch');
     end if;
     v_inputs[i] := v_row;
-    select v_touched || m.base_model into v_touched from routeledger.models m where m.model_slug = v_row.model_slug;
-    v_touched := coalesce(v_touched, array[]::text[]);
+    v_touched := v_touched || array(select m.base_model from routeledger.models m where m.model_slug = v_row.model_slug);
 
     insert into routeledger.models as m (
       model_slug, provider, brand_slug, base_model, mode, q_prior, enrolled, expected_latency_ms, max_input_tokens, max_output_tokens, deprecated_at)
@@ -1069,7 +1068,7 @@ begin
       and not exists (
         select from routeledger.model_prices q where q.model_slug = v_row.model_slug and q.valid_from > v_row.valid_from);
     v_changed[i] := found;
-    select v_touched || m.base_model into v_touched from routeledger.models m where m.model_slug = v_row.model_slug;
+    v_touched := v_touched || array(select m.base_model from routeledger.models m where m.model_slug = v_row.model_slug);
     continue when not v_priced;
 
     insert into routeledger.model_prices as p (
@@ -1898,12 +1897,11 @@ begin
     v_ready[i] := v_one;
   end loop;
 
-  for v_at in
+  for v_at in -- a day is never split between partitions
     select min(routeledger._id_time(r.id))
     from unnest(v_ready) r
-    where r.fault is null
-    group by routeledger._partition_suffix(routeledger._id_time(r.id), v_settings.partition_width)
-    having not routeledger._has_partition(min(routeledger._id_time(r.id)), v_settings.partition_width)
+    where r.fault is null and not routeledger._has_partition(routeledger._id_time(r.id), v_settings.partition_width)
+    group by date_trunc('day', routeledger._id_time(r.id), 'UTC')
     order by 1
   loop
     perform routeledger._ensure_partition(v_at, v_settings.partition_width);
@@ -3753,12 +3751,12 @@ begin
   select s.* into v_settings from routeledger.settings s;
   select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.story_input, p_rows) r;
   v_results := array_fill(null::routeledger.story_result, array[cardinality(v_faults)]);
-  for v_at in -- before any key is held
+  for v_at in -- before any key is held; a day is never split between partitions
     select min(routeledger._id_time(r.id))
     from unnest(v_inputs) r
     where routeledger._id_time(r.id) between v_now - v_settings.id_window_past and v_now + v_settings.id_window_future
-    group by routeledger._partition_suffix(routeledger._id_time(r.id), v_settings.partition_width)
-    having not routeledger._has_partition(min(routeledger._id_time(r.id)), v_settings.partition_width)
+      and not routeledger._has_partition(routeledger._id_time(r.id), v_settings.partition_width)
+    group by date_trunc('day', routeledger._id_time(r.id), 'UTC')
     order by 1
   loop
     perform routeledger._ensure_partition(v_at, v_settings.partition_width);

@@ -337,8 +337,7 @@ begin
       v_row.valid_from := coalesce(v_row.valid_from, timestamptz 'epoch');
     end if;
     v_inputs[i] := v_row;
-    select v_touched || m.base_model into v_touched from routeledger.models m where m.model_slug = v_row.model_slug;
-    v_touched := coalesce(v_touched, array[]::text[]);
+    v_touched := v_touched || array(select m.base_model from routeledger.models m where m.model_slug = v_row.model_slug);
 
     insert into routeledger.models as m (
       model_slug, provider, brand_slug, base_model, mode, q_prior, enrolled, expected_latency_ms, max_input_tokens, max_output_tokens, deprecated_at)
@@ -365,7 +364,7 @@ begin
       and not exists (
         select from routeledger.model_prices q where q.model_slug = v_row.model_slug and q.valid_from > v_row.valid_from);
     v_changed[i] := found;
-    select v_touched || m.base_model into v_touched from routeledger.models m where m.model_slug = v_row.model_slug;
+    v_touched := v_touched || array(select m.base_model from routeledger.models m where m.model_slug = v_row.model_slug);
     continue when not v_priced;
 
     insert into routeledger.model_prices as p (

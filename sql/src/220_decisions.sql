@@ -469,12 +469,11 @@ begin
     v_ready[i] := v_one;
   end loop;
 
-  for v_at in
+  for v_at in -- a day is never split between partitions
     select min(routeledger._id_time(r.id))
     from unnest(v_ready) r
-    where r.fault is null
-    group by routeledger._partition_suffix(routeledger._id_time(r.id), v_settings.partition_width)
-    having not routeledger._has_partition(min(routeledger._id_time(r.id)), v_settings.partition_width)
+    where r.fault is null and not routeledger._has_partition(routeledger._id_time(r.id), v_settings.partition_width)
+    group by date_trunc('day', routeledger._id_time(r.id), 'UTC')
     order by 1
   loop
     perform routeledger._ensure_partition(v_at, v_settings.partition_width);

@@ -391,12 +391,12 @@ begin
   select s.* into v_settings from routeledger.settings s;
   select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.story_input, p_rows) r;
   v_results := array_fill(null::routeledger.story_result, array[cardinality(v_faults)]);
-  for v_at in -- before any key is held
+  for v_at in -- before any key is held; a day is never split between partitions
     select min(routeledger._id_time(r.id))
     from unnest(v_inputs) r
     where routeledger._id_time(r.id) between v_now - v_settings.id_window_past and v_now + v_settings.id_window_future
-    group by routeledger._partition_suffix(routeledger._id_time(r.id), v_settings.partition_width)
-    having not routeledger._has_partition(min(routeledger._id_time(r.id)), v_settings.partition_width)
+      and not routeledger._has_partition(routeledger._id_time(r.id), v_settings.partition_width)
+    group by date_trunc('day', routeledger._id_time(r.id), 'UTC')
     order by 1
   loop
     perform routeledger._ensure_partition(v_at, v_settings.partition_width);

@@ -211,6 +211,8 @@ def many(conn: Connection, routine: str, rows: Sequence[Mapping[str, Any]]) -> l
         head = {key: row.pop(key) for key in ("status", "code", "message", "detail", "hint")}
         assert head["status"] in {"accepted", "replayed", "refused"}
         assert (head["status"] == "refused") == (head["code"] is not None), head
+        if head["status"] == "refused" and routine != "import_models":
+            assert set(row.values()) == {None}, row
         answers.append(Answer(**head, values=row))
     return answers
 

@@ -182,6 +182,8 @@ class Ledger:
                 not known.told
                 and (known.candidates, known.chosen, known.rule) == (candidates, chosen, rule)
                 and all(known.row.get(k) == row.get(k) for k in self.FACTS)
+                # what the ledger fills in by itself is compared where the caller states it
+                and row.get("lease") in (None, known.row.get("lease"))
                 # of a rejected decision no attempt was kept
                 and (first is None or row.get("attempt_id") in (None, first.id))
             )

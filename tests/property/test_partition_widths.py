@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
@@ -36,6 +36,7 @@ steps = st.lists(
         st.tuples(st.just("one"), hours_ago),
         st.tuples(st.just("many"), st.lists(hours_ago, min_size=2, max_size=5)),
         st.tuples(st.just("tell"), hours_ago),
+        st.tuples(st.just("tell many"), st.lists(hours_ago, min_size=2, max_size=5)),
         st.tuples(st.just("maintain"), st.none()),
     ),
     min_size=2,
@@ -60,6 +61,15 @@ def decision(ago: int) -> Row:
     }
 
 
+def story(ago: int) -> Row:
+    told = {key: decision(ago)[key] for key in ("tenant_id", "id", "candidates")}
+    return {**told, "chosen_model_slug": "alpha", "decision_rule_override": "provider_down"}
+
+
+# a period of which some days have had a partition of another width, others none
+PATCHY = [("width", "day"), ("one", 37), ("width", "week")]
+
+
 def test_every_write_inside_the_window_finds_a_partition(ledger: Connection) -> None:
     types = public_routines(ledger)
 
@@ -67,8 +77,10 @@ def test_every_write_inside_the_window_finds_a_partition(ledger: Connection) -> 
         answer = single(ledger, routine, types[routine], row)
         return answer.code or answer.status
 
-    @settings(max_examples=300 if THOROUGH else 25)
+    @settings(max_examples=300 if THOROUGH else 40)
     @given(steps, st.lists(hours_ago, max_size=3))
+    @example([*PATCHY, ("many", [37, 13])], [])
+    @example([*PATCHY, ("tell many", [37, 13])], [13])
     def check(steps: list[tuple[str, Any]], unknown: list[int]) -> None:
         with ledger.transaction(force_rollback=True):
             written: list[Row] = []
@@ -87,10 +99,11 @@ def test_every_write_inside_the_window_finds_a_partition(ledger: Connection) -> 
                     answers = many(ledger, "insert_decisions", rows)
                     assert {answer.status for answer in answers} == {"accepted"}
                     written += rows
+                elif step == "tell":
+                    assert call("record_outcome", story(what)) == "accepted"
                 else:
-                    told = {**decision(what), "decision_rule_override": "provider_down"}
-                    del told["attempt_id"]
-                    assert call("record_outcome", {**told, "chosen_model_slug": "a"}) == "accepted"
+                    answers = many(ledger, "record_outcomes", [story(ago) for ago in what])
+                    assert {answer.status for answer in answers} == {"accepted"}
 
             usage = {"outcome_status": "succeeded", "input_tokens": 1, "output_tokens": 1}
             for n, row in enumerate(written):
