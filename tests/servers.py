@@ -321,7 +321,7 @@ def reachable(binaries: Binaries) -> Binaries:
 
 def scratch_folder() -> str | None:
     """Where servers that need not be durable keep their data: in memory, where there is room."""
-    shm = Path("/dev/shm")  # noqa: S108
+    shm = Path("/dev/shm")
     with contextlib.suppress(OSError):
         if os.access(shm, os.W_OK | os.X_OK) and shutil.disk_usage(shm).free > 4 * 2**30:
             return str(shm)

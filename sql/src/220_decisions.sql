@@ -472,8 +472,9 @@ begin
   for v_at in -- a day is never split between partitions
     select min(routeledger._id_time(r.id))
     from unnest(v_ready) r
-    where r.fault is null and not routeledger._has_partition(routeledger._id_time(r.id), v_settings.partition_width)
+    where r.fault is null
     group by date_trunc('day', routeledger._id_time(r.id), 'UTC')
+    having not routeledger._has_partition(min(routeledger._id_time(r.id)), v_settings.partition_width)
     order by 1
   loop
     perform routeledger._ensure_partition(v_at, v_settings.partition_width);

@@ -395,8 +395,8 @@ begin
     select min(routeledger._id_time(r.id))
     from unnest(v_inputs) r
     where routeledger._id_time(r.id) between v_now - v_settings.id_window_past and v_now + v_settings.id_window_future
-      and not routeledger._has_partition(routeledger._id_time(r.id), v_settings.partition_width)
     group by date_trunc('day', routeledger._id_time(r.id), 'UTC')
+    having not routeledger._has_partition(min(routeledger._id_time(r.id)), v_settings.partition_width)
     order by 1
   loop
     perform routeledger._ensure_partition(v_at, v_settings.partition_width);
