@@ -24,6 +24,12 @@ async def pause() -> None:
     await asyncio.sleep(0)
 
 
+async def give_way() -> None:
+    """Let whoever waits for a connection that was given back get it and send."""
+    for _ in range(4):  # woken, handed the connection, its check, the first bytes
+        await asyncio.sleep(0)
+
+
 async def run_blocking(work: Callable[..., T], *args: Any) -> T:
     """Run what blocks (file writes) away from the event loop."""
     return await asyncio.to_thread(work, *args)

@@ -18,10 +18,10 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 
 from . import _codec
-from ._aio import Later, Signal, Slots, Waiter, Worker, answer, new_waiter, pause
+from ._aio import Later, Signal, Slots, Waiter, Worker, answer, give_way, new_waiter, pause
 from ._codec import Row
 from ._routines import Routine
 from .errors import LedgerClosed, LedgerError, from_code
@@ -187,27 +187,25 @@ class AsyncCoalescer:
     async def _send(self, parts: list[tuple[Routine[Any], list[Entry], str]]) -> list[Entry]:
         """Send a batch and hand out the answers; returns the entries that must go by themselves."""
 
-        async def work(conn: AsyncConnection[Any]) -> list[list[tuple[Any, ...]]]:
+        async def work(conn: AsyncConnection[Any]) -> list[AsyncCursor[Any]]:
             if len(parts) == 1:
-                cursor = await conn.execute(parts[0][0].many, {"rows": parts[0][2]})
-                return [await cursor.fetchall()]
+                return [await conn.execute(parts[0][0].many, {"rows": parts[0][2]})]
             # One round trip and one commit for all kinds: a pipeline up to its sync is one
             # transaction.
             async with conn.pipeline():
-                cursors = [await conn.execute(r.many, {"rows": payload}) for r, _, payload in parts]
-            return [await cursor.fetchall() for cursor in cursors]
+                return [await conn.execute(r.many, {"rows": payload}) for r, _, payload in parts]
 
         try:
-            answers = await self._run(work)
+            cursors = await self._run(work)
         except LedgerError as exc:
             entries = [entry for _, entries, _ in parts for entry in entries]
             if len(entries) == 1 or not _may_be_one_row(exc):
                 raise
             return entries
-        await pause()  # the other batch goes out first
-        for (routine, entries, _), records in zip(parts, answers, strict=True):
+        await give_way()  # the other batch goes out first; what came is read meanwhile
+        for (routine, entries, _), cursor in zip(parts, cursors, strict=True):
             read = routine.read_many
-            for (_, _, waiter), record in zip(entries, records, strict=True):
+            for (_, _, waiter), record in zip(entries, await cursor.fetchall(), strict=True):
                 if waiter.done():
                     continue
                 if record[1] == "refused":

@@ -19,12 +19,12 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from psycopg import Connection
+from psycopg import Connection, Cursor
 
 from . import _codec
 from ._codec import Row
 from ._routines import Routine
-from ._threads import Later, Signal, Slots, Waiter, Worker, answer, new_waiter, pause
+from ._threads import Later, Signal, Slots, Waiter, Worker, answer, give_way, new_waiter, pause
 from .errors import LedgerClosed, LedgerError, from_code
 
 T = TypeVar("T")
@@ -188,27 +188,25 @@ class Coalescer:
     def _send(self, parts: list[tuple[Routine[Any], list[Entry], str]]) -> list[Entry]:
         """Send a batch and hand out the answers; returns the entries that must go by themselves."""
 
-        def work(conn: Connection[Any]) -> list[list[tuple[Any, ...]]]:
+        def work(conn: Connection[Any]) -> list[Cursor[Any]]:
             if len(parts) == 1:
-                cursor = conn.execute(parts[0][0].many, {"rows": parts[0][2]})
-                return [cursor.fetchall()]
+                return [conn.execute(parts[0][0].many, {"rows": parts[0][2]})]
             # One round trip and one commit for all kinds: a pipeline up to its sync is one
             # transaction.
             with conn.pipeline():
-                cursors = [conn.execute(r.many, {"rows": payload}) for r, _, payload in parts]
-            return [cursor.fetchall() for cursor in cursors]
+                return [conn.execute(r.many, {"rows": payload}) for r, _, payload in parts]
 
         try:
-            answers = self._run(work)
+            cursors = self._run(work)
         except LedgerError as exc:
             entries = [entry for _, entries, _ in parts for entry in entries]
             if len(entries) == 1 or not _may_be_one_row(exc):
                 raise
             return entries
-        pause()  # the other batch goes out first
-        for (routine, entries, _), records in zip(parts, answers, strict=True):
+        give_way()  # the other batch goes out first; what came is read meanwhile
+        for (routine, entries, _), cursor in zip(parts, cursors, strict=True):
             read = routine.read_many
-            for (_, _, waiter), record in zip(entries, records, strict=True):
+            for (_, _, waiter), record in zip(entries, cursor.fetchall(), strict=True):
                 if waiter.done():
                     continue
                 if record[1] == "refused":

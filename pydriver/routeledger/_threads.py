@@ -27,6 +27,11 @@ def pause() -> None:
     time.sleep(0.0001)
 
 
+def give_way() -> None:
+    """Let whoever waits for a connection that was given back get it and send."""
+    time.sleep(0)
+
+
 def run_blocking(work: Callable[..., T], *args: Any) -> T:
     """Run what blocks: a thread may block."""
     return work(*args)
