@@ -96,9 +96,9 @@ $roles$;
 -- RL5xx limit, RL9xx install and version. What is worth trying again keeps its standard code
 -- (40001, 40P01, 55P03): no RL error is cured by repeating the same call.
 
--- Returns every RL error that routeledger or its driver raises.
+-- The table of errors. Without a pinned path so that the planner can inline it; callers are pinned.
 -- Locks: none. Errors: none.
-create or replace function routeledger.errors()
+create or replace function routeledger._errors()
 returns table (
   code text,
   name text,
@@ -110,7 +110,6 @@ language sql
 immutable
 parallel safe
 security invoker
-set search_path = pg_catalog, routeledger, pg_temp
 as $$
   values
     ('RL101', 'missing_argument', 'a required argument is missing',
@@ -175,6 +174,25 @@ as $$
       'Install a driver release that ships the missing upgrade script, upgrade, then come back to this one.', false)
 $$;
 
+-- Returns every RL error that routeledger or its driver raises.
+-- Locks: none. Errors: none.
+create or replace function routeledger.errors()
+returns table (
+  code text,
+  name text,
+  message text,
+  hint text,
+  retryable boolean
+)
+language sql
+immutable
+parallel safe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select e.code, e.name, e.message, e.hint, e.retryable from routeledger._errors() e
+$$;
+
 -- Raises the RL error of that code with its constant message and hint, and p_detail as one-line JSON.
 -- Locks: none. Errors: the one asked for.
 create or replace function routeledger._raise(
@@ -191,7 +209,7 @@ as $$
 declare
   v_error record;
 begin
-  select e.message, e.hint into strict v_error from routeledger.errors() e where e.code = p_code;
+  select e.message, e.hint into strict v_error from routeledger._errors() e where e.code = p_code;
   raise exception using
     errcode = p_code,
     message = v_error.message,
@@ -1101,7 +1119,7 @@ begin
     v_inputs[o.n].valid_from,
     p.flag
   from unnest(v_faults) with ordinality o (fault, n)
-  left join routeledger.errors() e on e.code = split_part(o.fault, ' ', 1)
+  left join routeledger._errors() e on e.code = split_part(o.fault, ' ', 1)
   left join routeledger.model_prices p on p.model_slug = v_inputs[o.n].model_slug and p.valid_from = v_inputs[o.n].valid_from and o.fault is null
   order by o.n;
 end
@@ -1575,6 +1593,25 @@ begin
 end
 $$;
 
+-- Returns a plain decision as the ledger writes it: the first candidate is chosen. Without a pinned path so
+-- that the planner can inline it; callers are pinned.
+-- Locks: none. Errors: none.
+create or replace function routeledger._plain_decision(
+  p routeledger.decision_input,
+  p_settings routeledger.settings,
+  p_now timestamptz
+)
+returns routeledger.decision_ready
+language sql
+volatile
+parallel unsafe
+security invoker
+as $$
+  select row(null, p, coalesce(p.id, routeledger._uuid_v7_at(p_now)), coalesce(p.attempt_id, routeledger._uuid_v7_at(p_now)),
+    p_now, p.candidates, p.candidates -> 0 ->> 'model_slug', 1, p.candidates -> 0 ->> 'provider', 'caller_ranked', 1, null,
+    p_now + coalesce(p.lease, p_settings.lease), null)::routeledger.decision_ready
+$$;
+
 -- Completes a decision as given: ids, defaults, the chosen model and its place in the ranking.
 --
 -- The chosen model is the one named, else the first candidate without a drop_reason. A rule that says that
@@ -1599,9 +1636,7 @@ declare
 begin
   -- PL/pgSQL prepares each of its expressions anew in each transaction, so the plain case has only two.
   if routeledger._decision_is_plain(p_given, p_settings, p_now) then
-    return row(null, p_given, coalesce(p_given.id, routeledger._uuid_v7_at(p_now)), coalesce(p_given.attempt_id, routeledger._uuid_v7_at(p_now)),
-      p_now, v_candidates, v_candidates -> 0 ->> 'model_slug', 1, v_candidates -> 0 ->> 'provider', 'caller_ranked', 1, null,
-      p_now + coalesce(p_given.lease, p_settings.lease), null)::routeledger.decision_ready;
+    return routeledger._plain_decision(p_given, p_settings, p_now);
   end if;
 
   v_ready.given := p_given;
@@ -1871,7 +1906,7 @@ declare
   v_now timestamptz := routeledger.clock();
   v_inputs routeledger.decision_input[];
   v_faults text[];
-  v_ready routeledger.decision_ready[] := array[]::routeledger.decision_ready[];
+  v_ready routeledger.decision_ready[];
   v_results routeledger.decision_result[];
   v_one routeledger.decision_ready;
   v_at timestamptz;
@@ -1886,16 +1921,16 @@ begin
   v_results := array_fill(null::routeledger.decision_result, array[v_n]);
   v_done := array_fill(false, array[v_n]);
 
-  for i in 1 .. v_n loop
-    v_inputs[i] := v_inputs[i]; -- an array that was assigned to is kept unpacked: each element is one step away
-    if v_faults[i] is null then
-      v_one := routeledger._prepare_decision(v_inputs[i], v_settings, v_now);
-    else
-      v_one := null;
-      v_one.fault := v_faults[i];
-    end if;
-    v_ready[i] := v_one;
-  end loop;
+  select coalesce(array_agg(
+    case
+      when x.fault is not null then
+        row(x.fault, x.input, null, null, null, null, null, null, null, null, null, null, null, null)::routeledger.decision_ready
+      when routeledger._decision_is_plain(x.input, v_settings, v_now) then routeledger._plain_decision(x.input, v_settings, v_now)
+      else routeledger._prepare_decision(x.input, v_settings, v_now)
+    end
+    order by x.n), array[]::routeledger.decision_ready[])
+  into v_ready
+  from (select unnest(v_inputs) as input, unnest(v_faults) as fault, generate_series(1, v_n) as n) x;
 
   for v_at in -- a day is never split between partitions
     select min(routeledger._id_time(r.id))
@@ -1947,6 +1982,9 @@ begin
   )
   select coalesce(array_agg(w.n::integer), '{}') into v_written from written w;
 
+  if v_n > 0 then
+    v_ready[1] := v_ready[1]; -- an array that was assigned to is kept unpacked: each element is one step away
+  end if;
   foreach v_i in array v_written loop
     v_done[v_i] := true;
     v_one := v_ready[v_i];
@@ -1971,7 +2009,7 @@ begin
     r.decision_rule, r.outcome_status
   from unnest(v_results) with ordinality r (
     status, code, detail, id, attempt_id, attempt_no, model_slug, provider, decision_rule, outcome_status, n)
-  left join routeledger.errors() e on e.code = r.code
+  left join routeledger._errors() e on e.code = r.code
   order by r.n;
 end
 $$;
@@ -2278,6 +2316,8 @@ begin
         v_result.status := 'refused';
         v_result.code := 'RL301';
         v_result.detail := jsonb_build_object('tenant_id', p_given.tenant_id, 'id', p_given.id, 'next_attempt_id', p_given.next_attempt_id);
+        v_result.id := null;
+        v_result.attempt_id := null;
         v_result.action := null;
         v_result.delay_ms := null;
         return v_result;
@@ -2509,11 +2549,11 @@ begin
   end loop;
   return query
   select
-    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(r.fault)), e.hint,
+    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, case when r.fault is not null then routeledger._fault_detail(r.fault) end), e.hint,
     r.id, r.attempt_id, r.action, r.next_attempt_id, r.next_attempt_no, r.next_model_slug, r.next_provider, r.delay_ms, r.outcome_status
   from unnest(v_results, v_faults) with ordinality r (
     status, code, detail, id, attempt_id, action, next_attempt_id, next_attempt_no, next_model_slug, next_provider, delay_ms, outcome_status, fault, n)
-  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
+  left join routeledger._errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
   order by r.n;
 end
 $$;
@@ -2701,10 +2741,10 @@ begin
   end loop;
   return query
   select
-    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(r.fault)), e.hint,
+    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, case when r.fault is not null then routeledger._fault_detail(r.fault) end), e.hint,
     r.id, r.attempt_id, r.attempt_no, r.model_slug, r.provider
   from unnest(v_results, v_faults) with ordinality r (status, code, detail, id, attempt_id, attempt_no, model_slug, provider, fault, n)
-  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
+  left join routeledger._errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
   order by r.n;
 end
 $$;
@@ -3253,11 +3293,14 @@ begin
           reasoning_output_tokens, cost_usd, latency_ms, ttft_ms, http_status, error_type, error_message, provider_response_id,
           response_model, finish_reasons, decision_rule_override, n)
         where not v_done[x.n]
+        order by x.tenant_id, x.id, x.n
       ) r
-      join routeledger.routing_outcomes o on o.tenant_id = r.tenant_id and o.id = r.id
-      where o.id between v_first and v_last
-      order by o.tenant_id, o.id, r.n
-      for update of o
+      cross join lateral ( -- row by row in their order, whatever the planner believes of their number
+        select k.outcome_status, k.open_attempt_id
+        from routeledger.routing_outcomes k
+        where k.tenant_id = r.tenant_id and k.id = r.id and k.id between v_first and v_last
+        for update
+      ) o
     loop
       v_found[v_i] := true;
       continue when v_open is null;
@@ -3319,8 +3362,8 @@ begin
       order by i.tenant_id, i.outcome_id)
     into v_closed
     from inference i;
+    v_closed[1] := v_closed[1]; -- unpacks it
     for i in 1 .. cardinality(v_ords) loop
-      v_closed[i] := v_closed[i];
       v_results[v_ords[i]] := v_closed[i];
       v_done[v_ords[i]] := true;
     end loop;
@@ -3348,11 +3391,11 @@ begin
 
   return query
   select
-    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(r.fault)), e.hint,
+    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, case when r.fault is not null then routeledger._fault_detail(r.fault) end), e.hint,
     r.id, r.inference_id, r.attempt_no, r.outcome_status, r.cost_usd, r.cost_source, r.late
   from unnest(v_results, v_faults) with ordinality r (
     status, code, detail, id, inference_id, attempt_no, outcome_status, cost_usd, cost_source, late, fault, n)
-  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
+  left join routeledger._errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
   order by r.n;
 end
 $$;
@@ -3775,10 +3818,10 @@ begin
   end loop;
   return query
   select
-    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(r.fault)), e.hint,
+    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, case when r.fault is not null then routeledger._fault_detail(r.fault) end), e.hint,
     r.id, r.inference_id, r.attempts, r.outcome_status, r.cost_usd
   from unnest(v_results, v_faults) with ordinality r (status, code, detail, id, inference_id, attempts, outcome_status, cost_usd, fault, n)
-  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
+  left join routeledger._errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
   order by r.n;
 end
 $$;
@@ -3938,10 +3981,10 @@ begin
   end loop;
   return query
   select
-    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(r.fault)), e.hint,
+    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, case when r.fault is not null then routeledger._fault_detail(r.fault) end), e.hint,
     r.id, r.lease_expires_at
   from unnest(v_results, v_faults) with ordinality r (status, code, detail, id, lease_expires_at, fault, n)
-  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
+  left join routeledger._errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
   order by r.n;
 end
 $$;
@@ -4202,10 +4245,10 @@ begin
   end loop;
   return query
   select
-    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(r.fault)), e.hint,
+    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, case when r.fault is not null then routeledger._fault_detail(r.fault) end), e.hint,
     r.id, r.attempt_id
   from unnest(v_results, v_faults) with ordinality r (status, code, detail, id, attempt_id, fault, n)
-  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
+  left join routeledger._errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
   order by r.n;
 end
 $$;
@@ -4509,6 +4552,9 @@ begin
   select s.* into v_settings from routeledger.settings s;
   if p_ahead not between interval '0' and interval '5 years' then
     perform routeledger._raise_fault('RL103 ahead 0 to 5 years');
+  elsif extract(epoch from p_ahead) > 200 * extract(epoch from ('1 ' || v_settings.partition_width)::interval) then
+    -- each takes a dozen locks until the end of the transaction, and the server's table of locks has an end
+    perform routeledger._raise_fault('RL103 ahead 200 partitions at a time');
   end if;
   v_until := (v_now at time zone 'UTC' + coalesce(p_ahead, v_settings.partitions_ahead * ('1 ' || v_settings.partition_width)::interval)) at time zone 'UTC';
 
@@ -4769,6 +4815,10 @@ comment on view routeledger.flagged_prices is 'Prices that are implausible, besi
 
 -- 991 · Comments of routines. Generated by `make build` from the block above each routine: edit it there.
 
+comment on function routeledger._errors() is
+'The table of errors. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
 comment on function routeledger.errors() is
 'Returns every RL error that routeledger or its driver raises.
 Locks: none. Errors: none.';
@@ -4893,6 +4943,10 @@ Locks: none. Errors: none.';
 
 comment on function routeledger._decision_fault(p routeledger.decision_input, p_settings routeledger.settings, p_now timestamptz) is
 'Judges the fields of a decision one by one and returns the first fault, or null.
+Locks: none. Errors: none.';
+
+comment on function routeledger._plain_decision(p routeledger.decision_input, p_settings routeledger.settings, p_now timestamptz) is
+'Returns a plain decision as the ledger writes it: the first candidate is chosen. Without a pinned path so that the planner can inline it; callers are pinned.
 Locks: none. Errors: none.';
 
 comment on function routeledger._prepare_decision(p_given routeledger.decision_input, p_settings routeledger.settings, p_now timestamptz) is

@@ -26,10 +26,12 @@ PIN = "set search_path = pg_catalog, routeledger, pg_temp"
 INLINED = (
     "_completion_is_plain",
     "_decision_is_plain",
+    "_errors",
     "_error_text",
     "_has_partition",
     "_id_time",
     "_partition_suffix",
+    "_plain_decision",
     "_usage_cost",
     "_usage_in_range",
 )

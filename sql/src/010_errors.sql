@@ -4,9 +4,9 @@
 -- RL5xx limit, RL9xx install and version. What is worth trying again keeps its standard code
 -- (40001, 40P01, 55P03): no RL error is cured by repeating the same call.
 
--- Returns every RL error that routeledger or its driver raises.
+-- The table of errors. Without a pinned path so that the planner can inline it; callers are pinned.
 -- Locks: none. Errors: none.
-create or replace function routeledger.errors()
+create or replace function routeledger._errors()
 returns table (
   code text,
   name text,
@@ -18,7 +18,6 @@ language sql
 immutable
 parallel safe
 security invoker
-set search_path = pg_catalog, routeledger, pg_temp
 as $$
   values
     ('RL101', 'missing_argument', 'a required argument is missing',
@@ -83,6 +82,25 @@ as $$
       'Install a driver release that ships the missing upgrade script, upgrade, then come back to this one.', false)
 $$;
 
+-- Returns every RL error that routeledger or its driver raises.
+-- Locks: none. Errors: none.
+create or replace function routeledger.errors()
+returns table (
+  code text,
+  name text,
+  message text,
+  hint text,
+  retryable boolean
+)
+language sql
+immutable
+parallel safe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select e.code, e.name, e.message, e.hint, e.retryable from routeledger._errors() e
+$$;
+
 -- Raises the RL error of that code with its constant message and hint, and p_detail as one-line JSON.
 -- Locks: none. Errors: the one asked for.
 create or replace function routeledger._raise(
@@ -99,7 +117,7 @@ as $$
 declare
   v_error record;
 begin
-  select e.message, e.hint into strict v_error from routeledger.errors() e where e.code = p_code;
+  select e.message, e.hint into strict v_error from routeledger._errors() e where e.code = p_code;
   raise exception using
     errcode = p_code,
     message = v_error.message,

@@ -397,7 +397,7 @@ begin
     v_inputs[o.n].valid_from,
     p.flag
   from unnest(v_faults) with ordinality o (fault, n)
-  left join routeledger.errors() e on e.code = split_part(o.fault, ' ', 1)
+  left join routeledger._errors() e on e.code = split_part(o.fault, ' ', 1)
   left join routeledger.model_prices p on p.model_slug = v_inputs[o.n].model_slug and p.valid_from = v_inputs[o.n].valid_from and o.fault is null
   order by o.n;
 end

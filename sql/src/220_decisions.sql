@@ -147,6 +147,25 @@ begin
 end
 $$;
 
+-- Returns a plain decision as the ledger writes it: the first candidate is chosen. Without a pinned path so
+-- that the planner can inline it; callers are pinned.
+-- Locks: none. Errors: none.
+create or replace function routeledger._plain_decision(
+  p routeledger.decision_input,
+  p_settings routeledger.settings,
+  p_now timestamptz
+)
+returns routeledger.decision_ready
+language sql
+volatile
+parallel unsafe
+security invoker
+as $$
+  select row(null, p, coalesce(p.id, routeledger._uuid_v7_at(p_now)), coalesce(p.attempt_id, routeledger._uuid_v7_at(p_now)),
+    p_now, p.candidates, p.candidates -> 0 ->> 'model_slug', 1, p.candidates -> 0 ->> 'provider', 'caller_ranked', 1, null,
+    p_now + coalesce(p.lease, p_settings.lease), null)::routeledger.decision_ready
+$$;
+
 -- Completes a decision as given: ids, defaults, the chosen model and its place in the ranking.
 --
 -- The chosen model is the one named, else the first candidate without a drop_reason. A rule that says that
@@ -171,9 +190,7 @@ declare
 begin
   -- PL/pgSQL prepares each of its expressions anew in each transaction, so the plain case has only two.
   if routeledger._decision_is_plain(p_given, p_settings, p_now) then
-    return row(null, p_given, coalesce(p_given.id, routeledger._uuid_v7_at(p_now)), coalesce(p_given.attempt_id, routeledger._uuid_v7_at(p_now)),
-      p_now, v_candidates, v_candidates -> 0 ->> 'model_slug', 1, v_candidates -> 0 ->> 'provider', 'caller_ranked', 1, null,
-      p_now + coalesce(p_given.lease, p_settings.lease), null)::routeledger.decision_ready;
+    return routeledger._plain_decision(p_given, p_settings, p_now);
   end if;
 
   v_ready.given := p_given;
@@ -443,7 +460,7 @@ declare
   v_now timestamptz := routeledger.clock();
   v_inputs routeledger.decision_input[];
   v_faults text[];
-  v_ready routeledger.decision_ready[] := array[]::routeledger.decision_ready[];
+  v_ready routeledger.decision_ready[];
   v_results routeledger.decision_result[];
   v_one routeledger.decision_ready;
   v_at timestamptz;
@@ -458,16 +475,16 @@ begin
   v_results := array_fill(null::routeledger.decision_result, array[v_n]);
   v_done := array_fill(false, array[v_n]);
 
-  for i in 1 .. v_n loop
-    v_inputs[i] := v_inputs[i]; -- an array that was assigned to is kept unpacked: each element is one step away
-    if v_faults[i] is null then
-      v_one := routeledger._prepare_decision(v_inputs[i], v_settings, v_now);
-    else
-      v_one := null;
-      v_one.fault := v_faults[i];
-    end if;
-    v_ready[i] := v_one;
-  end loop;
+  select coalesce(array_agg(
+    case
+      when x.fault is not null then
+        row(x.fault, x.input, null, null, null, null, null, null, null, null, null, null, null, null)::routeledger.decision_ready
+      when routeledger._decision_is_plain(x.input, v_settings, v_now) then routeledger._plain_decision(x.input, v_settings, v_now)
+      else routeledger._prepare_decision(x.input, v_settings, v_now)
+    end
+    order by x.n), array[]::routeledger.decision_ready[])
+  into v_ready
+  from (select unnest(v_inputs) as input, unnest(v_faults) as fault, generate_series(1, v_n) as n) x;
 
   for v_at in -- a day is never split between partitions
     select min(routeledger._id_time(r.id))
@@ -519,6 +536,9 @@ begin
   )
   select coalesce(array_agg(w.n::integer), '{}') into v_written from written w;
 
+  if v_n > 0 then
+    v_ready[1] := v_ready[1]; -- an array that was assigned to is kept unpacked: each element is one step away
+  end if;
   foreach v_i in array v_written loop
     v_done[v_i] := true;
     v_one := v_ready[v_i];
@@ -543,7 +563,7 @@ begin
     r.decision_rule, r.outcome_status
   from unnest(v_results) with ordinality r (
     status, code, detail, id, attempt_id, attempt_no, model_slug, provider, decision_rule, outcome_status, n)
-  left join routeledger.errors() e on e.code = r.code
+  left join routeledger._errors() e on e.code = r.code
   order by r.n;
 end
 $$;

@@ -298,6 +298,8 @@ begin
         v_result.status := 'refused';
         v_result.code := 'RL301';
         v_result.detail := jsonb_build_object('tenant_id', p_given.tenant_id, 'id', p_given.id, 'next_attempt_id', p_given.next_attempt_id);
+        v_result.id := null;
+        v_result.attempt_id := null;
         v_result.action := null;
         v_result.delay_ms := null;
         return v_result;
@@ -529,11 +531,11 @@ begin
   end loop;
   return query
   select
-    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(r.fault)), e.hint,
+    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, case when r.fault is not null then routeledger._fault_detail(r.fault) end), e.hint,
     r.id, r.attempt_id, r.action, r.next_attempt_id, r.next_attempt_no, r.next_model_slug, r.next_provider, r.delay_ms, r.outcome_status
   from unnest(v_results, v_faults) with ordinality r (
     status, code, detail, id, attempt_id, action, next_attempt_id, next_attempt_no, next_model_slug, next_provider, delay_ms, outcome_status, fault, n)
-  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
+  left join routeledger._errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
   order by r.n;
 end
 $$;
@@ -721,10 +723,10 @@ begin
   end loop;
   return query
   select
-    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(r.fault)), e.hint,
+    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, case when r.fault is not null then routeledger._fault_detail(r.fault) end), e.hint,
     r.id, r.attempt_id, r.attempt_no, r.model_slug, r.provider
   from unnest(v_results, v_faults) with ordinality r (status, code, detail, id, attempt_id, attempt_no, model_slug, provider, fault, n)
-  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
+  left join routeledger._errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
   order by r.n;
 end
 $$;

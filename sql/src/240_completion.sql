@@ -540,11 +540,14 @@ begin
           reasoning_output_tokens, cost_usd, latency_ms, ttft_ms, http_status, error_type, error_message, provider_response_id,
           response_model, finish_reasons, decision_rule_override, n)
         where not v_done[x.n]
+        order by x.tenant_id, x.id, x.n
       ) r
-      join routeledger.routing_outcomes o on o.tenant_id = r.tenant_id and o.id = r.id
-      where o.id between v_first and v_last
-      order by o.tenant_id, o.id, r.n
-      for update of o
+      cross join lateral ( -- row by row in their order, whatever the planner believes of their number
+        select k.outcome_status, k.open_attempt_id
+        from routeledger.routing_outcomes k
+        where k.tenant_id = r.tenant_id and k.id = r.id and k.id between v_first and v_last
+        for update
+      ) o
     loop
       v_found[v_i] := true;
       continue when v_open is null;
@@ -606,8 +609,8 @@ begin
       order by i.tenant_id, i.outcome_id)
     into v_closed
     from inference i;
+    v_closed[1] := v_closed[1]; -- unpacks it
     for i in 1 .. cardinality(v_ords) loop
-      v_closed[i] := v_closed[i];
       v_results[v_ords[i]] := v_closed[i];
       v_done[v_ords[i]] := true;
     end loop;
@@ -635,11 +638,11 @@ begin
 
   return query
   select
-    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(r.fault)), e.hint,
+    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, case when r.fault is not null then routeledger._fault_detail(r.fault) end), e.hint,
     r.id, r.inference_id, r.attempt_no, r.outcome_status, r.cost_usd, r.cost_source, r.late
   from unnest(v_results, v_faults) with ordinality r (
     status, code, detail, id, inference_id, attempt_no, outcome_status, cost_usd, cost_source, late, fault, n)
-  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
+  left join routeledger._errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
   order by r.n;
 end
 $$;

@@ -151,10 +151,10 @@ begin
   end loop;
   return query
   select
-    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, routeledger._fault_detail(r.fault)), e.hint,
+    r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, case when r.fault is not null then routeledger._fault_detail(r.fault) end), e.hint,
     r.id, r.lease_expires_at
   from unnest(v_results, v_faults) with ordinality r (status, code, detail, id, lease_expires_at, fault, n)
-  left join routeledger.errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
+  left join routeledger._errors() e on e.code = coalesce(r.code, split_part(r.fault, ' ', 1))
   order by r.n;
 end
 $$;

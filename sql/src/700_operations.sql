@@ -28,6 +28,9 @@ begin
   select s.* into v_settings from routeledger.settings s;
   if p_ahead not between interval '0' and interval '5 years' then
     perform routeledger._raise_fault('RL103 ahead 0 to 5 years');
+  elsif extract(epoch from p_ahead) > 200 * extract(epoch from ('1 ' || v_settings.partition_width)::interval) then
+    -- each takes a dozen locks until the end of the transaction, and the server's table of locks has an end
+    perform routeledger._raise_fault('RL103 ahead 200 partitions at a time');
   end if;
   v_until := (v_now at time zone 'UTC' + coalesce(p_ahead, v_settings.partitions_ahead * ('1 ' || v_settings.partition_width)::interval)) at time zone 'UTC';
 
