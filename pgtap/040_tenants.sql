@@ -1,7 +1,7 @@
 -- 040 · Tenants: a role that is bound to tenants writes for those only and sees those only.
 begin;
 \ir common.psql
-select plan(48);
+select plan(49);
 
 create role tap040_bound in role routeledger_writer, routeledger_reader;
 create role tap040_group nologin;
@@ -62,6 +62,12 @@ select is(routeledger.bound_tenants(), array['tap040-a'], 'by login as by SET RO
 set local role routeledger_writer;
 select is(routeledger.bound_tenants(), array['tap040-a'], 'SET ROLE to a group that is not bound lifts nothing');
 reset session authorization;
+grant tap040_member to tap040_bound;
+set local session authorization tap040_bound;
+set local role tap040_member;
+select is(routeledger.bound_tenants(), array['tap040-b'], 'to one that is bound to less, narrows: both bindings hold');
+reset session authorization;
+revoke tap040_member from tap040_bound;
 set local session authorization tap040_free;
 select is(routeledger.bound_tenants(), null, 'a login that is not bound stays free');
 reset session authorization;

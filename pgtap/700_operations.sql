@@ -2,7 +2,7 @@
 begin;
 \ir common.psql
 do $$ begin perform routeledger.configure('{"partition_width": "week", "partitions_ahead": 4}'); end $$;
-select plan(18);
+select plan(19);
 
 set local role routeledger_writer;
 select throws_ok(
@@ -29,6 +29,8 @@ select results_eq(
 select is_empty($$ select * from routeledger.maintain('0') $$, 'not at all, if need be');
 select throws_ok(
   $$ select routeledger.maintain('-1 second') $$, 'RL103', 'a number is outside the range allowed for it', 'never backwards');
+select throws_ok(
+  $$ select routeledger.maintain('201 weeks') $$, 'RL103', 'a number is outside the range allowed for it', 'nor more at once than a server has locks for');
 select throws_ok(
   $$ select routeledger.maintain('6 years') $$, 'RL103', 'a number is outside the range allowed for it', 'nor without end');
 select is(
