@@ -282,6 +282,22 @@ begin
 end
 $$;
 
+-- Returns clock(), sparing the call where no fake time is set. Without a pinned path so that the planner can
+-- inline it; callers are pinned.
+-- Locks: none. Errors: none.
+create or replace function routeledger._now()
+returns timestamptz
+language sql
+volatile
+parallel restricted
+security invoker
+as $$
+  select case
+    when coalesce(current_setting('routeledger.fake_now', true), '') = '' then clock_timestamp()
+    else routeledger.clock()
+  end
+$$;
+
 -- Tells whether a role may act as routeledger's administrator: it owns the schema, or is (a member of) routeledger_admin.
 -- Locks: none. Errors: none.
 create or replace function routeledger._is_admin(
@@ -338,28 +354,25 @@ begin
 end
 $$;
 
--- Returns a fresh UUID version 7 dated p_at.
+-- Returns a fresh UUID version 7 dated p_at. Without a pinned path so that the planner can inline it; callers
+-- are pinned.
 -- Locks: none. Errors: none.
 create or replace function routeledger._uuid_v7_at(
   p_at timestamptz
 )
 returns uuid
-language plpgsql
+language sql
 volatile
 parallel safe
 security invoker
-set search_path = pg_catalog, routeledger, pg_temp
 as $$
-declare
-  v_micros bigint := (extract(epoch from p_at) * 1000000)::bigint;
-begin
-  return encode(
+  select encode(
     overlay(
       uuid_send(gen_random_uuid())
-      placing int8send(((v_micros / 1000) << 16) | 28672 | ((v_micros % 1000) * 4096 / 1000))
+      placing int8send(
+        (floor(extract(epoch from p_at) * 1000)::bigint << 16) | 28672 | ((extract(microseconds from p_at)::bigint % 1000) * 4096 / 1000))
       from 1 for 8),
-    'hex')::uuid;
-end
+    'hex')::uuid
 $$;
 
 -- Returns the time that a UUID version 7 carries, to the millisecond; null for any other UUID. Without
@@ -1855,7 +1868,7 @@ begin
       row(p_tenant_id, p_id, p_agent_id, p_task_type, p_candidates, p_chosen_model_slug, p_decision_rule, p_min_quality, p_budget_cap_usd,
         p_policy_version, p_traffic_class, p_event_at, p_lease, p_attempt_id, p_metadata)::routeledger.decision_input,
       v_settings,
-      routeledger.clock()),
+      routeledger._now()),
     v_settings);
   if v_result.code is not null then
     perform routeledger._raise(v_result.code, v_result.detail);
@@ -1903,7 +1916,7 @@ as $$
 #variable_conflict use_column
 declare
   v_settings routeledger.settings;
-  v_now timestamptz := routeledger.clock();
+  v_now timestamptz := routeledger._now();
   v_inputs routeledger.decision_input[];
   v_faults text[];
   v_ready routeledger.decision_ready[];
@@ -2487,7 +2500,7 @@ begin
     row(p_tenant_id, p_id, p_attempt_id, p_error_type, p_error_message, p_http_status, p_retry_after_ms, p_next, p_next_attempt_id,
       p_input_tokens, p_output_tokens, p_cost_usd, p_latency_ms, p_ttft_ms, p_provider_response_id)::routeledger.failure_input,
     v_settings,
-    routeledger.clock());
+    routeledger._now());
   if v_result.code is not null then
     perform routeledger._raise(v_result.code, v_result.detail);
   end if;
@@ -2528,7 +2541,7 @@ as $$
 #variable_conflict use_column
 declare
   v_settings routeledger.settings;
-  v_now timestamptz := routeledger.clock();
+  v_now timestamptz := routeledger._now();
   v_inputs routeledger.failure_input[];
   v_faults text[];
   v_results routeledger.failure_result[];
@@ -2686,7 +2699,7 @@ declare
 begin
   select s.* into v_settings from routeledger.settings s;
   v_result := routeledger._start_attempt(
-    row(p_tenant_id, p_id, p_model_slug, p_attempt_id, p_provider)::routeledger.start_input, v_settings, routeledger.clock());
+    row(p_tenant_id, p_id, p_model_slug, p_attempt_id, p_provider)::routeledger.start_input, v_settings, routeledger._now());
   if v_result.code is not null then
     perform routeledger._raise(v_result.code, v_result.detail);
   end if;
@@ -2722,7 +2735,7 @@ as $$
 #variable_conflict use_column
 declare
   v_settings routeledger.settings;
-  v_now timestamptz := routeledger.clock();
+  v_now timestamptz := routeledger._now();
   v_inputs routeledger.start_input[];
   v_faults text[];
   v_results routeledger.start_result[];
@@ -3197,7 +3210,7 @@ begin
       p_cache_creation_input_tokens, p_reasoning_output_tokens, p_cost_usd, p_latency_ms, p_ttft_ms, p_http_status, p_error_type,
       p_error_message, p_provider_response_id, p_response_model, p_finish_reasons, p_decision_rule_override)::routeledger.completion_input,
     v_settings,
-    routeledger.clock());
+    routeledger._now());
   if v_result.code is not null then
     perform routeledger._raise(v_result.code, v_result.detail);
   end if;
@@ -3246,7 +3259,7 @@ as $$
 #variable_conflict use_column
 declare
   v_settings routeledger.settings;
-  v_now timestamptz := routeledger.clock();
+  v_now timestamptz := routeledger._now();
   v_inputs routeledger.completion_input[];
   v_faults text[];
   v_one routeledger.completion_input;
@@ -3749,7 +3762,7 @@ begin
     row(p_tenant_id, p_id, p_agent_id, p_task_type, p_candidates, p_chosen_model_slug, p_decision_rule, p_min_quality, p_budget_cap_usd,
       p_policy_version, p_traffic_class, p_event_at, p_metadata, p_attempts, p_decision_rule_override)::routeledger.story_input,
     v_settings,
-    routeledger.clock());
+    routeledger._now());
   if v_result.code is not null then
     perform routeledger._raise(v_result.code, v_result.detail);
   end if;
@@ -3785,7 +3798,7 @@ as $$
 #variable_conflict use_column
 declare
   v_settings routeledger.settings;
-  v_now timestamptz := routeledger.clock();
+  v_now timestamptz := routeledger._now();
   v_inputs routeledger.story_input[];
   v_faults text[];
   v_results routeledger.story_result[];
@@ -3931,7 +3944,7 @@ declare
 begin
   select s.* into v_settings from routeledger.settings s;
   v_result := routeledger._extend_lease(
-    row(p_tenant_id, p_id, p_lease)::routeledger.lease_input, v_settings, routeledger.clock());
+    row(p_tenant_id, p_id, p_lease)::routeledger.lease_input, v_settings, routeledger._now());
   if v_result.code is not null then
     perform routeledger._raise(v_result.code, v_result.detail);
   end if;
@@ -3963,7 +3976,7 @@ as $$
 #variable_conflict use_column
 declare
   v_settings routeledger.settings;
-  v_now timestamptz := routeledger.clock();
+  v_now timestamptz := routeledger._now();
   v_inputs routeledger.lease_input[];
   v_faults text[];
   v_results routeledger.lease_result[];
@@ -4012,7 +4025,7 @@ set search_path = pg_catalog, routeledger, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  v_now timestamptz := routeledger.clock();
+  v_now timestamptz := routeledger._now();
   v_tenants text[] := routeledger.bound_tenants();
   v_outcome record;
   v_last record;
@@ -4194,7 +4207,7 @@ declare
 begin
   select s.* into v_settings from routeledger.settings s;
   v_result := routeledger._record_payload(
-    row(p_tenant_id, p_id, p_attempt_id, p_request, p_response)::routeledger.payload_input, v_settings, routeledger.clock());
+    row(p_tenant_id, p_id, p_attempt_id, p_request, p_response)::routeledger.payload_input, v_settings, routeledger._now());
   if v_result.code is not null then
     perform routeledger._raise(v_result.code, v_result.detail);
   end if;
@@ -4226,7 +4239,7 @@ as $$
 #variable_conflict use_column
 declare
   v_settings routeledger.settings;
-  v_now timestamptz := routeledger.clock();
+  v_now timestamptz := routeledger._now();
   v_inputs routeledger.payload_input[];
   v_faults text[];
   v_results routeledger.payload_result[];
@@ -4839,6 +4852,10 @@ comment on function routeledger.clock() is
 'Returns the time that the ledger believes in: the real one, or the one that set_clock() gave to this session. A fake time is believed only where the session''s login is an admin or the schema''s owner, so that no writer can date a record as it likes.
 Locks: none. Errors: none.';
 
+comment on function routeledger._now() is
+'Returns clock(), sparing the call where no fake time is set. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
 comment on function routeledger._is_admin(p_role name) is
 'Tells whether a role may act as routeledger''s administrator: it owns the schema, or is (a member of) routeledger_admin.
 Locks: none. Errors: none.';
@@ -4852,7 +4869,7 @@ comment on function routeledger.uuid_v7() is
 Locks: none. Errors: none.';
 
 comment on function routeledger._uuid_v7_at(p_at timestamptz) is
-'Returns a fresh UUID version 7 dated p_at.
+'Returns a fresh UUID version 7 dated p_at. Without a pinned path so that the planner can inline it; callers are pinned.
 Locks: none. Errors: none.';
 
 comment on function routeledger._id_time(p_id uuid) is

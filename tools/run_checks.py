@@ -22,6 +22,7 @@ def stages() -> dict[str, list[str]]:
     python, sql = sys.executable, REPO / "sql"
     todo = {
         "build_sql": [python, "tools/build_sql.py", "--check"],
+        "gen_comments": [python, "tools/gen_comments.py", "--check"],
         "gen_sync": [python, "tools/gen_sync.py", "--check"],
         "ruff": [str(BIN / "ruff"), "check", "."],
         "ruff format": [str(BIN / "ruff"), "format", "--check", "."],

@@ -30,10 +30,12 @@ INLINED = (
     "_error_text",
     "_has_partition",
     "_id_time",
+    "_now",
     "_partition_suffix",
     "_plain_decision",
     "_usage_cost",
     "_usage_in_range",
+    "_uuid_v7_at",
 )
 
 

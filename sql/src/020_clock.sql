@@ -22,6 +22,22 @@ begin
 end
 $$;
 
+-- Returns clock(), sparing the call where no fake time is set. Without a pinned path so that the planner can
+-- inline it; callers are pinned.
+-- Locks: none. Errors: none.
+create or replace function routeledger._now()
+returns timestamptz
+language sql
+volatile
+parallel restricted
+security invoker
+as $$
+  select case
+    when coalesce(current_setting('routeledger.fake_now', true), '') = '' then clock_timestamp()
+    else routeledger.clock()
+  end
+$$;
+
 -- Tells whether a role may act as routeledger's administrator: it owns the schema, or is (a member of) routeledger_admin.
 -- Locks: none. Errors: none.
 create or replace function routeledger._is_admin(
@@ -78,28 +94,25 @@ begin
 end
 $$;
 
--- Returns a fresh UUID version 7 dated p_at.
+-- Returns a fresh UUID version 7 dated p_at. Without a pinned path so that the planner can inline it; callers
+-- are pinned.
 -- Locks: none. Errors: none.
 create or replace function routeledger._uuid_v7_at(
   p_at timestamptz
 )
 returns uuid
-language plpgsql
+language sql
 volatile
 parallel safe
 security invoker
-set search_path = pg_catalog, routeledger, pg_temp
 as $$
-declare
-  v_micros bigint := (extract(epoch from p_at) * 1000000)::bigint;
-begin
-  return encode(
+  select encode(
     overlay(
       uuid_send(gen_random_uuid())
-      placing int8send(((v_micros / 1000) << 16) | 28672 | ((v_micros % 1000) * 4096 / 1000))
+      placing int8send(
+        (floor(extract(epoch from p_at) * 1000)::bigint << 16) | 28672 | ((extract(microseconds from p_at)::bigint % 1000) * 4096 / 1000))
       from 1 for 8),
-    'hex')::uuid;
-end
+    'hex')::uuid
 $$;
 
 -- Returns the time that a UUID version 7 carries, to the millisecond; null for any other UUID. Without

@@ -409,7 +409,7 @@ begin
       row(p_tenant_id, p_id, p_agent_id, p_task_type, p_candidates, p_chosen_model_slug, p_decision_rule, p_min_quality, p_budget_cap_usd,
         p_policy_version, p_traffic_class, p_event_at, p_lease, p_attempt_id, p_metadata)::routeledger.decision_input,
       v_settings,
-      routeledger.clock()),
+      routeledger._now()),
     v_settings);
   if v_result.code is not null then
     perform routeledger._raise(v_result.code, v_result.detail);
@@ -457,7 +457,7 @@ as $$
 #variable_conflict use_column
 declare
   v_settings routeledger.settings;
-  v_now timestamptz := routeledger.clock();
+  v_now timestamptz := routeledger._now();
   v_inputs routeledger.decision_input[];
   v_faults text[];
   v_ready routeledger.decision_ready[];

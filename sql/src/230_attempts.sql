@@ -469,7 +469,7 @@ begin
     row(p_tenant_id, p_id, p_attempt_id, p_error_type, p_error_message, p_http_status, p_retry_after_ms, p_next, p_next_attempt_id,
       p_input_tokens, p_output_tokens, p_cost_usd, p_latency_ms, p_ttft_ms, p_provider_response_id)::routeledger.failure_input,
     v_settings,
-    routeledger.clock());
+    routeledger._now());
   if v_result.code is not null then
     perform routeledger._raise(v_result.code, v_result.detail);
   end if;
@@ -510,7 +510,7 @@ as $$
 #variable_conflict use_column
 declare
   v_settings routeledger.settings;
-  v_now timestamptz := routeledger.clock();
+  v_now timestamptz := routeledger._now();
   v_inputs routeledger.failure_input[];
   v_faults text[];
   v_results routeledger.failure_result[];
@@ -668,7 +668,7 @@ declare
 begin
   select s.* into v_settings from routeledger.settings s;
   v_result := routeledger._start_attempt(
-    row(p_tenant_id, p_id, p_model_slug, p_attempt_id, p_provider)::routeledger.start_input, v_settings, routeledger.clock());
+    row(p_tenant_id, p_id, p_model_slug, p_attempt_id, p_provider)::routeledger.start_input, v_settings, routeledger._now());
   if v_result.code is not null then
     perform routeledger._raise(v_result.code, v_result.detail);
   end if;
@@ -704,7 +704,7 @@ as $$
 #variable_conflict use_column
 declare
   v_settings routeledger.settings;
-  v_now timestamptz := routeledger.clock();
+  v_now timestamptz := routeledger._now();
   v_inputs routeledger.start_input[];
   v_faults text[];
   v_results routeledger.start_result[];

@@ -444,7 +444,7 @@ begin
       p_cache_creation_input_tokens, p_reasoning_output_tokens, p_cost_usd, p_latency_ms, p_ttft_ms, p_http_status, p_error_type,
       p_error_message, p_provider_response_id, p_response_model, p_finish_reasons, p_decision_rule_override)::routeledger.completion_input,
     v_settings,
-    routeledger.clock());
+    routeledger._now());
   if v_result.code is not null then
     perform routeledger._raise(v_result.code, v_result.detail);
   end if;
@@ -493,7 +493,7 @@ as $$
 #variable_conflict use_column
 declare
   v_settings routeledger.settings;
-  v_now timestamptz := routeledger.clock();
+  v_now timestamptz := routeledger._now();
   v_inputs routeledger.completion_input[];
   v_faults text[];
   v_one routeledger.completion_input;

@@ -345,7 +345,7 @@ begin
     row(p_tenant_id, p_id, p_agent_id, p_task_type, p_candidates, p_chosen_model_slug, p_decision_rule, p_min_quality, p_budget_cap_usd,
       p_policy_version, p_traffic_class, p_event_at, p_metadata, p_attempts, p_decision_rule_override)::routeledger.story_input,
     v_settings,
-    routeledger.clock());
+    routeledger._now());
   if v_result.code is not null then
     perform routeledger._raise(v_result.code, v_result.detail);
   end if;
@@ -381,7 +381,7 @@ as $$
 #variable_conflict use_column
 declare
   v_settings routeledger.settings;
-  v_now timestamptz := routeledger.clock();
+  v_now timestamptz := routeledger._now();
   v_inputs routeledger.story_input[];
   v_faults text[];
   v_results routeledger.story_result[];

@@ -101,7 +101,7 @@ declare
 begin
   select s.* into v_settings from routeledger.settings s;
   v_result := routeledger._extend_lease(
-    row(p_tenant_id, p_id, p_lease)::routeledger.lease_input, v_settings, routeledger.clock());
+    row(p_tenant_id, p_id, p_lease)::routeledger.lease_input, v_settings, routeledger._now());
   if v_result.code is not null then
     perform routeledger._raise(v_result.code, v_result.detail);
   end if;
@@ -133,7 +133,7 @@ as $$
 #variable_conflict use_column
 declare
   v_settings routeledger.settings;
-  v_now timestamptz := routeledger.clock();
+  v_now timestamptz := routeledger._now();
   v_inputs routeledger.lease_input[];
   v_faults text[];
   v_results routeledger.lease_result[];
@@ -182,7 +182,7 @@ set search_path = pg_catalog, routeledger, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  v_now timestamptz := routeledger.clock();
+  v_now timestamptz := routeledger._now();
   v_tenants text[] := routeledger.bound_tenants();
   v_outcome record;
   v_last record;

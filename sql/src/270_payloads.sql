@@ -123,7 +123,7 @@ declare
 begin
   select s.* into v_settings from routeledger.settings s;
   v_result := routeledger._record_payload(
-    row(p_tenant_id, p_id, p_attempt_id, p_request, p_response)::routeledger.payload_input, v_settings, routeledger.clock());
+    row(p_tenant_id, p_id, p_attempt_id, p_request, p_response)::routeledger.payload_input, v_settings, routeledger._now());
   if v_result.code is not null then
     perform routeledger._raise(v_result.code, v_result.detail);
   end if;
@@ -155,7 +155,7 @@ as $$
 #variable_conflict use_column
 declare
   v_settings routeledger.settings;
-  v_now timestamptz := routeledger.clock();
+  v_now timestamptz := routeledger._now();
   v_inputs routeledger.payload_input[];
   v_faults text[];
   v_results routeledger.payload_result[];

@@ -24,6 +24,10 @@ comment on function routeledger.clock() is
 'Returns the time that the ledger believes in: the real one, or the one that set_clock() gave to this session. A fake time is believed only where the session''s login is an admin or the schema''s owner, so that no writer can date a record as it likes.
 Locks: none. Errors: none.';
 
+comment on function routeledger._now() is
+'Returns clock(), sparing the call where no fake time is set. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
 comment on function routeledger._is_admin(p_role name) is
 'Tells whether a role may act as routeledger''s administrator: it owns the schema, or is (a member of) routeledger_admin.
 Locks: none. Errors: none.';
@@ -37,7 +41,7 @@ comment on function routeledger.uuid_v7() is
 Locks: none. Errors: none.';
 
 comment on function routeledger._uuid_v7_at(p_at timestamptz) is
-'Returns a fresh UUID version 7 dated p_at.
+'Returns a fresh UUID version 7 dated p_at. Without a pinned path so that the planner can inline it; callers are pinned.
 Locks: none. Errors: none.';
 
 comment on function routeledger._id_time(p_id uuid) is
