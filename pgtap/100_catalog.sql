@@ -31,30 +31,30 @@ select is_empty(
 
 -- _read_rows
 select throws_ok(
-  $$ select routeledger._read_rows(null::routeledger.start_input, null) $$, 'RL101', 'a required argument is missing', 'no rows at all');
+  $$ select routeledger._read_rows(null::routeledger.start_input, null, '{}') $$, 'RL101', 'a required argument is missing', 'no rows at all');
 select throws_ok(
-  $$ select routeledger._read_rows(null::routeledger.start_input, '{}') $$, 'RL107',
+  $$ select routeledger._read_rows(null::routeledger.start_input, '{}', '{}') $$, 'RL107',
   'a row does not have the shape of this routine''s parameters', 'not an array');
 select throws_ok(
   $$
-    select routeledger._read_rows(null::routeledger.start_input, jsonb_agg('{}'::jsonb)) from generate_series(1, 10001)
+    select routeledger._read_rows(null::routeledger.start_input, jsonb_agg('{}'::jsonb), '{}') from generate_series(1, 10001)
   $$,
   'RL501', 'too many rows in one call', 'more than 10000 rows');
 select is(
   (select c.detail from pg_temp.caught($$
-    select routeledger._read_rows(null::routeledger.start_input, jsonb_agg('{}'::jsonb)) from generate_series(1, 10001) $$) c),
+    select routeledger._read_rows(null::routeledger.start_input, jsonb_agg('{}'::jsonb), '{}') from generate_series(1, 10001) $$) c),
   '{"rows": 10001, "limit": 10000}'::jsonb, 'DETAIL says how many');
 select is(
   (select cardinality(r.faults) from routeledger._read_rows(
-    null::routeledger.start_input, (select jsonb_agg('{}'::jsonb) from generate_series(1, 10000))) r),
+    null::routeledger.start_input, (select jsonb_agg('{}'::jsonb) from generate_series(1, 10000)), '{}') r),
   10000, '10000 are read');
 select results_eq(
-  $$ select r.inputs, r.faults from routeledger._read_rows(null::routeledger.start_input, '[]') r $$,
+  $$ select r.inputs, r.faults from routeledger._read_rows(null::routeledger.start_input, '[]', '{}') r $$,
   $$ values ('{}'::routeledger.start_input[], '{}'::text[]) $$, 'none are no rows');
 select results_eq(
   $$
     select r.inputs[1].tenant_id, r.inputs[2].model_slug, r.inputs[2].tenant_id, r.faults
-    from routeledger._read_rows(null::routeledger.start_input, '[{"tenant_id": "a"}, {"model_slug": "m", "tenant_id": null}]') r
+    from routeledger._read_rows(null::routeledger.start_input, '[{"tenant_id": "a"}, {"model_slug": "m", "tenant_id": null}]', '{}') r
   $$,
   $$ values ('a', 'm', null::text, array[null, null]::text[]) $$, 'rows of the right shape, in their order');
 select results_eq(
@@ -62,7 +62,7 @@ select results_eq(
     select n, r.inputs[n].tenant_id, r.faults[n]
     from routeledger._read_rows(null::routeledger.start_input,
       '[{"tenant_id": "a"}, 1, {"tenant": "a"}, {"two words": 1}, {"id": "x"}, null, [], {"tenant_id": ["a"]}, {"provider": {"a": 1}},
-        {"tenant_id": "b"}]') r
+        {"tenant_id": "b"}]', '{}') r
     cross join generate_series(1, cardinality(r.faults)) n
   $$,
   $$
@@ -76,13 +76,13 @@ select results_eq(
 select results_eq(
   $$
     select r.inputs[1].tenant_id, r.faults[2]
-    from routeledger._read_rows(null::routeledger.start_input, '[{"tenant_id": "a"}, {"tenant_id": "a", "id": 5}]') r
+    from routeledger._read_rows(null::routeledger.start_input, '[{"tenant_id": "a"}, {"tenant_id": "a", "id": 5}]', '{}') r
   $$,
   $$ values ('a', 'RL107 row invalid input syntax for type uuid: "5"') $$, 'also where all the names are right');
 select results_eq(
   $$
     select r.inputs[1].candidates, r.inputs[1].metadata, r.faults[1]
-    from routeledger._read_rows(null::routeledger.decision_input, '[{"candidates": ["a"], "metadata": {"a": [1]}}]') r
+    from routeledger._read_rows(null::routeledger.decision_input, '[{"candidates": ["a"], "metadata": {"a": [1]}}]', array['candidates', 'metadata']) r
   $$,
   $$ values ('["a"]'::jsonb, '{"a": [1]}'::jsonb, null::text) $$, 'what is JSON by type may be nested');
 

@@ -806,11 +806,13 @@ end
 $types$;
 
 -- Reads the rows of a set form: each element becomes a value of p_like's type, or a fault that says why
--- it cannot. Only the shape is judged here. Raises for the call as a whole when there are no rows to read.
+-- it cannot. Only the shape is judged here: p_nested names the keys whose values may be objects or arrays.
+-- Raises for the call as a whole when there are no rows to read.
 -- Locks: none. Errors: RL101, RL107, RL501 (for the call), never for a row.
 create or replace function routeledger._read_rows(
   p_like anyelement,
   p_rows jsonb,
+  p_nested text[],
   out inputs anyarray,
   out faults text[]
 )
@@ -822,7 +824,6 @@ set search_path = pg_catalog, routeledger, pg_temp
 as $$
 declare
   v_known text[];
-  v_nested text[];
   v_row jsonb;
   v_fault text;
 begin
@@ -833,19 +834,14 @@ begin
   elsif jsonb_array_length(p_rows) > 10000 then
     perform routeledger._raise('RL501', jsonb_build_object('rows', jsonb_array_length(p_rows), 'limit', 10000));
   end if;
-  select array_agg(a.attname::text), array_agg(a.attname::text) filter (where a.atttypid = 'jsonb'::regtype or a.attndims > 0)
-  into v_known, v_nested
-  from pg_attribute a
-  join pg_type t on t.typrelid = a.attrelid
-  where t.oid = pg_typeof(p_like) and a.attnum > 0;
-  v_nested := coalesce(v_nested, array[]::text[]);
+  v_known := array(select jsonb_object_keys(to_jsonb(jsonb_populate_record(p_like, '{}'))));
 
   -- Nearly always every row has the right shape, and one statement reads them all.
   begin
     if not exists (
       select from jsonb_array_elements(p_rows) e
       where jsonb_typeof(e) <> 'object' or e - v_known <> '{}'
-        or jsonb_path_exists(e - v_nested, 'strict $.* ? (@.type() == "object" || @.type() == "array")'))
+        or jsonb_path_exists(e - p_nested, 'strict $.* ? (@.type() == "object" || @.type() == "array")'))
     then
       inputs := array(select jsonb_populate_record(p_like, e) from jsonb_array_elements(p_rows) e);
       faults := array_fill(null::text, array[jsonb_array_length(p_rows)]);
@@ -865,9 +861,9 @@ begin
     elsif v_row - v_known <> '{}' then
       select 'RL107 ' || left(replace(k, ' ', '_'), 100) || ' no such parameter' into v_fault
       from jsonb_object_keys(v_row) k where k <> all (v_known) order by k limit 1;
-    elsif jsonb_path_exists(v_row - v_nested, 'strict $.* ? (@.type() == "object" || @.type() == "array")') then
+    elsif jsonb_path_exists(v_row - p_nested, 'strict $.* ? (@.type() == "object" || @.type() == "array")') then
       select 'RL107 ' || r.key || ' a single value' into v_fault
-      from jsonb_each(v_row - v_nested) r where jsonb_typeof(r.value) in ('object', 'array') order by r.key limit 1;
+      from jsonb_each(v_row - p_nested) r where jsonb_typeof(r.value) in ('object', 'array') order by r.key limit 1;
     else
       begin
         inputs := array_append(inputs, jsonb_populate_record(p_like, v_row));
@@ -1041,7 +1037,7 @@ declare
   v_touched text[] := array[]::text[];
   v_priced boolean;
 begin
-  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.model_input, p_rows) r;
+  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.model_input, p_rows, array[]::text[]) r;
   lock table routeledger.models in share row exclusive mode;
 
   for i in 1 .. coalesce(array_length(v_inputs, 1), 0) loop
@@ -1919,7 +1915,10 @@ declare
   v_now timestamptz := routeledger._now();
   v_inputs routeledger.decision_input[];
   v_faults text[];
-  v_ready routeledger.decision_ready[];
+  v_given routeledger.decision_input;
+  v_ready routeledger.decision_ready[] := array[]::routeledger.decision_ready[];
+  v_first uuid;
+  v_last uuid;
   v_results routeledger.decision_result[];
   v_one routeledger.decision_ready;
   v_at timestamptz;
@@ -1929,32 +1928,44 @@ declare
   v_i integer;
 begin
   select s.* into v_settings from routeledger.settings s;
-  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.decision_input, p_rows) r;
+  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.decision_input, p_rows, array['candidates', 'metadata']) r;
   v_n := coalesce(array_length(v_inputs, 1), 0);
   v_results := array_fill(null::routeledger.decision_result, array[v_n]);
   v_done := array_fill(false, array[v_n]);
 
-  select coalesce(array_agg(
-    case
-      when x.fault is not null then
-        row(x.fault, x.input, null, null, null, null, null, null, null, null, null, null, null, null)::routeledger.decision_ready
-      when routeledger._decision_is_plain(x.input, v_settings, v_now) then routeledger._plain_decision(x.input, v_settings, v_now)
-      else routeledger._prepare_decision(x.input, v_settings, v_now)
-    end
-    order by x.n), array[]::routeledger.decision_ready[])
-  into v_ready
-  from (select unnest(v_inputs) as input, unnest(v_faults) as fault, generate_series(1, v_n) as n) x;
-
-  for v_at in -- a day is never split between partitions
-    select min(routeledger._id_time(r.id))
-    from unnest(v_ready) r
-    where r.fault is null
-    group by date_trunc('day', routeledger._id_time(r.id), 'UTC')
-    having not routeledger._has_partition(min(routeledger._id_time(r.id)), v_settings.partition_width)
-    order by 1
-  loop
-    perform routeledger._ensure_partition(v_at, v_settings.partition_width);
+  for i in 1 .. v_n loop
+    v_inputs[i] := v_inputs[i]; -- an array that was assigned to is kept unpacked: each element is one step away
+    v_given := v_inputs[i];
+    if v_faults[i] is not null then
+      v_one := null;
+      v_one.fault := v_faults[i];
+      v_one.given := v_given;
+    elsif routeledger._decision_is_plain(v_given, v_settings, v_now) then
+      v_one := routeledger._plain_decision(v_given, v_settings, v_now);
+    else
+      v_one := routeledger._prepare_decision(v_given, v_settings, v_now);
+    end if;
+    if v_one.fault is null then
+      v_first := least(v_first, v_one.id);
+      v_last := greatest(v_last, v_one.id);
+    end if;
+    v_ready[i] := v_one;
   end loop;
+
+  if date_trunc('day', routeledger._id_time(v_first), 'UTC') <> date_trunc('day', routeledger._id_time(v_last), 'UTC')
+    or not routeledger._has_partition(routeledger._id_time(v_first), v_settings.partition_width)
+  then
+    for v_at in -- a day is never split between partitions
+      select min(routeledger._id_time(r.id))
+      from unnest(v_ready) r
+      where r.fault is null
+      group by date_trunc('day', routeledger._id_time(r.id), 'UTC')
+      having not routeledger._has_partition(min(routeledger._id_time(r.id)), v_settings.partition_width)
+      order by 1
+    loop
+      perform routeledger._ensure_partition(v_at, v_settings.partition_width);
+    end loop;
+  end if;
 
   -- The plain majority in one statement: the first row of each id.
   with fresh as (
@@ -1995,9 +2006,6 @@ begin
   )
   select coalesce(array_agg(w.n::integer), '{}') into v_written from written w;
 
-  if v_n > 0 then
-    v_ready[1] := v_ready[1]; -- an array that was assigned to is kept unpacked: each element is one step away
-  end if;
   foreach v_i in array v_written loop
     v_done[v_i] := true;
     v_one := v_ready[v_i];
@@ -2548,7 +2556,7 @@ declare
   v_i integer;
 begin
   select s.* into v_settings from routeledger.settings s;
-  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.failure_input, p_rows) r;
+  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.failure_input, p_rows, array[]::text[]) r;
   v_results := array_fill(null::routeledger.failure_result, array[cardinality(v_faults)]);
   for v_i in
     select r.n from unnest(v_inputs) with ordinality r (
@@ -2742,7 +2750,7 @@ declare
   v_i integer;
 begin
   select s.* into v_settings from routeledger.settings s;
-  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.start_input, p_rows) r;
+  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.start_input, p_rows, array[]::text[]) r;
   v_results := array_fill(null::routeledger.start_result, array[cardinality(v_faults)]);
   for v_i in
     select r.n from unnest(v_inputs) with ordinality r (tenant_id, id, model_slug, attempt_id, provider, n)
@@ -3275,13 +3283,14 @@ declare
   v_i integer;
 begin
   select s.* into v_settings from routeledger.settings s;
-  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.completion_input, p_rows) r;
+  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.completion_input, p_rows, array['finish_reasons']) r;
   v_results := array_fill(null::routeledger.completion_result, array[cardinality(v_faults)]);
   v_done := array_fill(false, array[cardinality(v_faults)]);
   for i in 1 .. cardinality(v_faults) loop
     v_inputs[i] := v_inputs[i]; -- an array that was assigned to is kept unpacked: each element is one step away
-    if v_faults[i] is null and not routeledger._completion_is_plain(v_inputs[i], v_settings) then
-      v_faults[i] := routeledger._completion_fault(v_inputs[i], v_settings);
+    v_one := v_inputs[i];
+    if v_faults[i] is null and not routeledger._completion_is_plain(v_one, v_settings) then
+      v_faults[i] := routeledger._completion_fault(v_one, v_settings);
     end if;
     v_done[i] := v_faults[i] is not null;
   end loop;
@@ -3573,7 +3582,7 @@ begin
       (select min(replace(f, 'RL107 ', 'RL111 attempts ')) from unnest(r.faults) f),
       (select min(routeledger._attempt_fault(r.inputs[n], n = cardinality(r.inputs), p_settings, p_now)) from generate_series(1, cardinality(r.inputs)) n))
     into v_attempts, v_fault
-    from routeledger._read_rows(null::routeledger.attempt_input, p_given.attempts) r;
+    from routeledger._read_rows(null::routeledger.attempt_input, p_given.attempts, array['finish_reasons']) r;
   end if;
   if v_fault is not null then
     v_result.code := split_part(v_fault, ' ', 1);
@@ -3806,7 +3815,7 @@ declare
   v_i integer;
 begin
   select s.* into v_settings from routeledger.settings s;
-  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.story_input, p_rows) r;
+  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.story_input, p_rows, array['candidates', 'metadata', 'attempts']) r;
   v_results := array_fill(null::routeledger.story_result, array[cardinality(v_faults)]);
   for v_at in -- before any key is held; a day is never split between partitions
     select min(routeledger._id_time(r.id))
@@ -3983,7 +3992,7 @@ declare
   v_i integer;
 begin
   select s.* into v_settings from routeledger.settings s;
-  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.lease_input, p_rows) r;
+  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.lease_input, p_rows, array[]::text[]) r;
   v_results := array_fill(null::routeledger.lease_result, array[cardinality(v_faults)]);
   for v_i in
     select r.n from unnest(v_inputs) with ordinality r (tenant_id, id, lease, n) order by r.tenant_id, r.id, r.n
@@ -4246,7 +4255,7 @@ declare
   v_i integer;
 begin
   select s.* into v_settings from routeledger.settings s;
-  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.payload_input, p_rows) r;
+  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.payload_input, p_rows, array['request', 'response']) r;
   v_results := array_fill(null::routeledger.payload_result, array[cardinality(v_faults)]);
   for v_i in
     select r.n from unnest(v_inputs) with ordinality r (tenant_id, id, attempt_id, request, response, n)
@@ -4916,8 +4925,8 @@ comment on function routeledger.version() is
 'Returns the version of the installed schema.
 Locks: none. Errors: none.';
 
-comment on function routeledger._read_rows(p_like anyelement, p_rows jsonb) is
-'Reads the rows of a set form: each element becomes a value of p_like''s type, or a fault that says why it cannot. Only the shape is judged here. Raises for the call as a whole when there are no rows to read.
+comment on function routeledger._read_rows(p_like anyelement, p_rows jsonb, p_nested text[]) is
+'Reads the rows of a set form: each element becomes a value of p_like''s type, or a fault that says why it cannot. Only the shape is judged here: p_nested names the keys whose values may be objects or arrays. Raises for the call as a whole when there are no rows to read.
 Locks: none. Errors: RL101, RL107, RL501 (for the call), never for a row.';
 
 comment on function routeledger._usage_cost(p_model_slug text, p_at timestamptz, p_input_tokens bigint, p_output_tokens bigint, p_cache_read_input_tokens bigint, p_cache_creation_input_tokens bigint, p_cost_usd numeric) is

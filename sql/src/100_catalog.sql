@@ -71,11 +71,13 @@ end
 $types$;
 
 -- Reads the rows of a set form: each element becomes a value of p_like's type, or a fault that says why
--- it cannot. Only the shape is judged here. Raises for the call as a whole when there are no rows to read.
+-- it cannot. Only the shape is judged here: p_nested names the keys whose values may be objects or arrays.
+-- Raises for the call as a whole when there are no rows to read.
 -- Locks: none. Errors: RL101, RL107, RL501 (for the call), never for a row.
 create or replace function routeledger._read_rows(
   p_like anyelement,
   p_rows jsonb,
+  p_nested text[],
   out inputs anyarray,
   out faults text[]
 )
@@ -87,7 +89,6 @@ set search_path = pg_catalog, routeledger, pg_temp
 as $$
 declare
   v_known text[];
-  v_nested text[];
   v_row jsonb;
   v_fault text;
 begin
@@ -98,19 +99,14 @@ begin
   elsif jsonb_array_length(p_rows) > 10000 then
     perform routeledger._raise('RL501', jsonb_build_object('rows', jsonb_array_length(p_rows), 'limit', 10000));
   end if;
-  select array_agg(a.attname::text), array_agg(a.attname::text) filter (where a.atttypid = 'jsonb'::regtype or a.attndims > 0)
-  into v_known, v_nested
-  from pg_attribute a
-  join pg_type t on t.typrelid = a.attrelid
-  where t.oid = pg_typeof(p_like) and a.attnum > 0;
-  v_nested := coalesce(v_nested, array[]::text[]);
+  v_known := array(select jsonb_object_keys(to_jsonb(jsonb_populate_record(p_like, '{}'))));
 
   -- Nearly always every row has the right shape, and one statement reads them all.
   begin
     if not exists (
       select from jsonb_array_elements(p_rows) e
       where jsonb_typeof(e) <> 'object' or e - v_known <> '{}'
-        or jsonb_path_exists(e - v_nested, 'strict $.* ? (@.type() == "object" || @.type() == "array")'))
+        or jsonb_path_exists(e - p_nested, 'strict $.* ? (@.type() == "object" || @.type() == "array")'))
     then
       inputs := array(select jsonb_populate_record(p_like, e) from jsonb_array_elements(p_rows) e);
       faults := array_fill(null::text, array[jsonb_array_length(p_rows)]);
@@ -130,9 +126,9 @@ begin
     elsif v_row - v_known <> '{}' then
       select 'RL107 ' || left(replace(k, ' ', '_'), 100) || ' no such parameter' into v_fault
       from jsonb_object_keys(v_row) k where k <> all (v_known) order by k limit 1;
-    elsif jsonb_path_exists(v_row - v_nested, 'strict $.* ? (@.type() == "object" || @.type() == "array")') then
+    elsif jsonb_path_exists(v_row - p_nested, 'strict $.* ? (@.type() == "object" || @.type() == "array")') then
       select 'RL107 ' || r.key || ' a single value' into v_fault
-      from jsonb_each(v_row - v_nested) r where jsonb_typeof(r.value) in ('object', 'array') order by r.key limit 1;
+      from jsonb_each(v_row - p_nested) r where jsonb_typeof(r.value) in ('object', 'array') order by r.key limit 1;
     else
       begin
         inputs := array_append(inputs, jsonb_populate_record(p_like, v_row));
@@ -306,7 +302,7 @@ declare
   v_touched text[] := array[]::text[];
   v_priced boolean;
 begin
-  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.model_input, p_rows) r;
+  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.model_input, p_rows, array[]::text[]) r;
   lock table routeledger.models in share row exclusive mode;
 
   for i in 1 .. coalesce(array_length(v_inputs, 1), 0) loop

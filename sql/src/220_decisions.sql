@@ -460,7 +460,10 @@ declare
   v_now timestamptz := routeledger._now();
   v_inputs routeledger.decision_input[];
   v_faults text[];
-  v_ready routeledger.decision_ready[];
+  v_given routeledger.decision_input;
+  v_ready routeledger.decision_ready[] := array[]::routeledger.decision_ready[];
+  v_first uuid;
+  v_last uuid;
   v_results routeledger.decision_result[];
   v_one routeledger.decision_ready;
   v_at timestamptz;
@@ -470,32 +473,44 @@ declare
   v_i integer;
 begin
   select s.* into v_settings from routeledger.settings s;
-  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.decision_input, p_rows) r;
+  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.decision_input, p_rows, array['candidates', 'metadata']) r;
   v_n := coalesce(array_length(v_inputs, 1), 0);
   v_results := array_fill(null::routeledger.decision_result, array[v_n]);
   v_done := array_fill(false, array[v_n]);
 
-  select coalesce(array_agg(
-    case
-      when x.fault is not null then
-        row(x.fault, x.input, null, null, null, null, null, null, null, null, null, null, null, null)::routeledger.decision_ready
-      when routeledger._decision_is_plain(x.input, v_settings, v_now) then routeledger._plain_decision(x.input, v_settings, v_now)
-      else routeledger._prepare_decision(x.input, v_settings, v_now)
-    end
-    order by x.n), array[]::routeledger.decision_ready[])
-  into v_ready
-  from (select unnest(v_inputs) as input, unnest(v_faults) as fault, generate_series(1, v_n) as n) x;
-
-  for v_at in -- a day is never split between partitions
-    select min(routeledger._id_time(r.id))
-    from unnest(v_ready) r
-    where r.fault is null
-    group by date_trunc('day', routeledger._id_time(r.id), 'UTC')
-    having not routeledger._has_partition(min(routeledger._id_time(r.id)), v_settings.partition_width)
-    order by 1
-  loop
-    perform routeledger._ensure_partition(v_at, v_settings.partition_width);
+  for i in 1 .. v_n loop
+    v_inputs[i] := v_inputs[i]; -- an array that was assigned to is kept unpacked: each element is one step away
+    v_given := v_inputs[i];
+    if v_faults[i] is not null then
+      v_one := null;
+      v_one.fault := v_faults[i];
+      v_one.given := v_given;
+    elsif routeledger._decision_is_plain(v_given, v_settings, v_now) then
+      v_one := routeledger._plain_decision(v_given, v_settings, v_now);
+    else
+      v_one := routeledger._prepare_decision(v_given, v_settings, v_now);
+    end if;
+    if v_one.fault is null then
+      v_first := least(v_first, v_one.id);
+      v_last := greatest(v_last, v_one.id);
+    end if;
+    v_ready[i] := v_one;
   end loop;
+
+  if date_trunc('day', routeledger._id_time(v_first), 'UTC') <> date_trunc('day', routeledger._id_time(v_last), 'UTC')
+    or not routeledger._has_partition(routeledger._id_time(v_first), v_settings.partition_width)
+  then
+    for v_at in -- a day is never split between partitions
+      select min(routeledger._id_time(r.id))
+      from unnest(v_ready) r
+      where r.fault is null
+      group by date_trunc('day', routeledger._id_time(r.id), 'UTC')
+      having not routeledger._has_partition(min(routeledger._id_time(r.id)), v_settings.partition_width)
+      order by 1
+    loop
+      perform routeledger._ensure_partition(v_at, v_settings.partition_width);
+    end loop;
+  end if;
 
   -- The plain majority in one statement: the first row of each id.
   with fresh as (
@@ -536,9 +551,6 @@ begin
   )
   select coalesce(array_agg(w.n::integer), '{}') into v_written from written w;
 
-  if v_n > 0 then
-    v_ready[1] := v_ready[1]; -- an array that was assigned to is kept unpacked: each element is one step away
-  end if;
   foreach v_i in array v_written loop
     v_done[v_i] := true;
     v_one := v_ready[v_i];

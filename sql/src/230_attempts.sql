@@ -517,7 +517,7 @@ declare
   v_i integer;
 begin
   select s.* into v_settings from routeledger.settings s;
-  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.failure_input, p_rows) r;
+  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.failure_input, p_rows, array[]::text[]) r;
   v_results := array_fill(null::routeledger.failure_result, array[cardinality(v_faults)]);
   for v_i in
     select r.n from unnest(v_inputs) with ordinality r (
@@ -711,7 +711,7 @@ declare
   v_i integer;
 begin
   select s.* into v_settings from routeledger.settings s;
-  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.start_input, p_rows) r;
+  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.start_input, p_rows, array[]::text[]) r;
   v_results := array_fill(null::routeledger.start_result, array[cardinality(v_faults)]);
   for v_i in
     select r.n from unnest(v_inputs) with ordinality r (tenant_id, id, model_slug, attempt_id, provider, n)

@@ -509,13 +509,14 @@ declare
   v_i integer;
 begin
   select s.* into v_settings from routeledger.settings s;
-  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.completion_input, p_rows) r;
+  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.completion_input, p_rows, array['finish_reasons']) r;
   v_results := array_fill(null::routeledger.completion_result, array[cardinality(v_faults)]);
   v_done := array_fill(false, array[cardinality(v_faults)]);
   for i in 1 .. cardinality(v_faults) loop
     v_inputs[i] := v_inputs[i]; -- an array that was assigned to is kept unpacked: each element is one step away
-    if v_faults[i] is null and not routeledger._completion_is_plain(v_inputs[i], v_settings) then
-      v_faults[i] := routeledger._completion_fault(v_inputs[i], v_settings);
+    v_one := v_inputs[i];
+    if v_faults[i] is null and not routeledger._completion_is_plain(v_one, v_settings) then
+      v_faults[i] := routeledger._completion_fault(v_one, v_settings);
     end if;
     v_done[i] := v_faults[i] is not null;
   end loop;

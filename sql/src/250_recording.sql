@@ -156,7 +156,7 @@ begin
       (select min(replace(f, 'RL107 ', 'RL111 attempts ')) from unnest(r.faults) f),
       (select min(routeledger._attempt_fault(r.inputs[n], n = cardinality(r.inputs), p_settings, p_now)) from generate_series(1, cardinality(r.inputs)) n))
     into v_attempts, v_fault
-    from routeledger._read_rows(null::routeledger.attempt_input, p_given.attempts) r;
+    from routeledger._read_rows(null::routeledger.attempt_input, p_given.attempts, array['finish_reasons']) r;
   end if;
   if v_fault is not null then
     v_result.code := split_part(v_fault, ' ', 1);
@@ -389,7 +389,7 @@ declare
   v_i integer;
 begin
   select s.* into v_settings from routeledger.settings s;
-  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.story_input, p_rows) r;
+  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.story_input, p_rows, array['candidates', 'metadata', 'attempts']) r;
   v_results := array_fill(null::routeledger.story_result, array[cardinality(v_faults)]);
   for v_at in -- before any key is held; a day is never split between partitions
     select min(routeledger._id_time(r.id))

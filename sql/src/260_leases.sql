@@ -140,7 +140,7 @@ declare
   v_i integer;
 begin
   select s.* into v_settings from routeledger.settings s;
-  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.lease_input, p_rows) r;
+  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.lease_input, p_rows, array[]::text[]) r;
   v_results := array_fill(null::routeledger.lease_result, array[cardinality(v_faults)]);
   for v_i in
     select r.n from unnest(v_inputs) with ordinality r (tenant_id, id, lease, n) order by r.tenant_id, r.id, r.n

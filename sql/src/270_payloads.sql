@@ -162,7 +162,7 @@ declare
   v_i integer;
 begin
   select s.* into v_settings from routeledger.settings s;
-  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.payload_input, p_rows) r;
+  select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.payload_input, p_rows, array['request', 'response']) r;
   v_results := array_fill(null::routeledger.payload_result, array[cardinality(v_faults)]);
   for v_i in
     select r.n from unnest(v_inputs) with ordinality r (tenant_id, id, attempt_id, request, response, n)

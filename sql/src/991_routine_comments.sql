@@ -88,8 +88,8 @@ comment on function routeledger.version() is
 'Returns the version of the installed schema.
 Locks: none. Errors: none.';
 
-comment on function routeledger._read_rows(p_like anyelement, p_rows jsonb) is
-'Reads the rows of a set form: each element becomes a value of p_like''s type, or a fault that says why it cannot. Only the shape is judged here. Raises for the call as a whole when there are no rows to read.
+comment on function routeledger._read_rows(p_like anyelement, p_rows jsonb, p_nested text[]) is
+'Reads the rows of a set form: each element becomes a value of p_like''s type, or a fault that says why it cannot. Only the shape is judged here: p_nested names the keys whose values may be objects or arrays. Raises for the call as a whole when there are no rows to read.
 Locks: none. Errors: RL101, RL107, RL501 (for the call), never for a row.';
 
 comment on function routeledger._usage_cost(p_model_slug text, p_at timestamptz, p_input_tokens bigint, p_output_tokens bigint, p_cache_read_input_tokens bigint, p_cache_creation_input_tokens bigint, p_cost_usd numeric) is
