@@ -1348,9 +1348,10 @@ as $$
 $$;
 
 -- Tells whether the whole partition that holds p_at is there, attached, as the catalogue says now (not as a
--- transaction's snapshot says). False for one of another width: _ensure_partition() looks closer. Without a pinned
--- path so that the planner can inline it; callers are pinned.
--- Locks: none. Errors: none.
+-- transaction's snapshot says). False for one of another width: _ensure_partition() looks closer. A leaf can be
+-- seen a moment before its maker has told every session of it; pg_relation_is_updatable() takes a lock that
+-- waits for that moment's end. Without a pinned path so that the planner can inline it; callers are pinned.
+-- Locks: access share on the leaf. Errors: none.
 create or replace function routeledger._has_partition(
   p_at timestamptz,
   p_width text
@@ -1362,6 +1363,7 @@ parallel safe
 security invoker
 as $$
   select pg_partition_root(to_regclass('routeledger.routing_outcomes_' || routeledger._partition_suffix(p_at, p_width))) is not null
+    and pg_relation_is_updatable(to_regclass('routeledger.routing_outcomes_' || routeledger._partition_suffix(p_at, p_width)), false) is not null
 $$;
 
 -- Returns the partitions of the ledger with their bounds; one row stands for the leaves of all three tables.
@@ -1412,7 +1414,11 @@ declare
   v_suffix text;
   v_table text;
 begin
-  if exists (select from routeledger._partitions() p where v_id >= p.lower_id and v_id < p.upper_id) then
+  if exists (
+    select from routeledger._partitions() p
+    where v_id >= p.lower_id and v_id < p.upper_id
+      and pg_relation_is_updatable(to_regclass('routeledger.routing_outcomes_' || p.suffix), false) is not null)
+  then
     return null;
   end if;
   lock table only routeledger.routing_outcomes in share update exclusive mode;
@@ -4952,8 +4958,8 @@ comment on function routeledger._partition_suffix(p_at timestamptz, p_width text
 Locks: none. Errors: none.';
 
 comment on function routeledger._has_partition(p_at timestamptz, p_width text) is
-'Tells whether the whole partition that holds p_at is there, attached, as the catalogue says now (not as a transaction''s snapshot says). False for one of another width: _ensure_partition() looks closer. Without a pinned path so that the planner can inline it; callers are pinned.
-Locks: none. Errors: none.';
+'Tells whether the whole partition that holds p_at is there, attached, as the catalogue says now (not as a transaction''s snapshot says). False for one of another width: _ensure_partition() looks closer. A leaf can be seen a moment before its maker has told every session of it; pg_relation_is_updatable() takes a lock that waits for that moment''s end. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: access share on the leaf. Errors: none.';
 
 comment on function routeledger._partitions() is
 'Returns the partitions of the ledger with their bounds; one row stands for the leaves of all three tables.

@@ -115,8 +115,8 @@ comment on function routeledger._partition_suffix(p_at timestamptz, p_width text
 Locks: none. Errors: none.';
 
 comment on function routeledger._has_partition(p_at timestamptz, p_width text) is
-'Tells whether the whole partition that holds p_at is there, attached, as the catalogue says now (not as a transaction''s snapshot says). False for one of another width: _ensure_partition() looks closer. Without a pinned path so that the planner can inline it; callers are pinned.
-Locks: none. Errors: none.';
+'Tells whether the whole partition that holds p_at is there, attached, as the catalogue says now (not as a transaction''s snapshot says). False for one of another width: _ensure_partition() looks closer. A leaf can be seen a moment before its maker has told every session of it; pg_relation_is_updatable() takes a lock that waits for that moment''s end. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: access share on the leaf. Errors: none.';
 
 comment on function routeledger._partitions() is
 'Returns the partitions of the ledger with their bounds; one row stands for the leaves of all three tables.
