@@ -375,6 +375,21 @@ as $$
     'hex')::uuid
 $$;
 
+-- Returns the time in the first 48 bits of a UUID, whatever its version: that of a bound which _uuid_floor()
+-- made. Without a pinned path so that the planner can inline it; callers are pinned.
+-- Locks: none. Errors: none.
+create or replace function routeledger._floor_time(
+  p_id uuid
+)
+returns timestamptz
+language sql
+immutable
+parallel safe
+security invoker
+as $$
+  select to_timestamp((('x' || replace(left(p_id::text, 13), '-', ''))::bit(48)::bigint) / 1000.0::double precision)
+$$;
+
 -- Returns the time that a UUID version 7 carries, to the millisecond; null for any other UUID. Without
 -- a pinned path so that the planner can inline it; callers are pinned.
 -- Locks: none. Errors: none.
@@ -389,7 +404,7 @@ security invoker
 as $$
   select case
     when substr(p_id::text, 15, 1) = '7' and substr(p_id::text, 20, 1) in ('8', '9', 'a', 'b')
-    then to_timestamp((('x' || replace(left(p_id::text, 13), '-', ''))::bit(48)::bigint) / 1000.0::double precision)
+    then routeledger._floor_time(p_id)
   end
 $$;
 
@@ -402,14 +417,11 @@ returns timestamptz
 language plpgsql
 immutable
 parallel safe
-security invoker
+security definer
 set search_path = pg_catalog, routeledger, pg_temp
 as $$
 begin
-  return case
-    when substr(p_id::text, 15, 1) = '7' and substr(p_id::text, 20, 1) in ('8', '9', 'a', 'b')
-    then to_timestamp((('x' || replace(left(p_id::text, 13), '-', ''))::bit(48)::bigint) / 1000.0::double precision)
-  end;
+  return routeledger._id_time(p_id);
 end
 $$;
 
@@ -426,21 +438,6 @@ security invoker
 set search_path = pg_catalog, routeledger, pg_temp
 as $$
   select (lpad(to_hex(greatest((extract(epoch from p_at) * 1000)::bigint, 0)), 12, '0') || '00000000000000000000')::uuid
-$$;
-
--- Returns the time of a bound that _uuid_floor() made.
--- Locks: none. Errors: none.
-create or replace function routeledger._floor_time(
-  p_id uuid
-)
-returns timestamptz
-language sql
-immutable
-parallel safe
-security invoker
-set search_path = pg_catalog, routeledger, pg_temp
-as $$
-  select to_timestamp((('x' || replace(left(p_id::text, 13), '-', ''))::bit(48)::bigint) / 1000.0::double precision)
 $$;
 
 -- ==== 030_settings.sql
@@ -4887,6 +4884,10 @@ comment on function routeledger._uuid_v7_at(p_at timestamptz) is
 'Returns a fresh UUID version 7 dated p_at. Without a pinned path so that the planner can inline it; callers are pinned.
 Locks: none. Errors: none.';
 
+comment on function routeledger._floor_time(p_id uuid) is
+'Returns the time in the first 48 bits of a UUID, whatever its version: that of a bound which _uuid_floor() made. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
 comment on function routeledger._id_time(p_id uuid) is
 'Returns the time that a UUID version 7 carries, to the millisecond; null for any other UUID. Without a pinned path so that the planner can inline it; callers are pinned.
 Locks: none. Errors: none.';
@@ -4897,10 +4898,6 @@ Locks: none. Errors: none.';
 
 comment on function routeledger._uuid_floor(p_at timestamptz) is
 'Returns the lowest UUID of a millisecond: every UUID version 7 dated p_at or later sorts at or above it.
-Locks: none. Errors: none.';
-
-comment on function routeledger._floor_time(p_id uuid) is
-'Returns the time of a bound that _uuid_floor() made.
 Locks: none. Errors: none.';
 
 comment on function routeledger.configure(p_settings jsonb) is

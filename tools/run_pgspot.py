@@ -28,6 +28,7 @@ INLINED = (
     "_decision_is_plain",
     "_errors",
     "_error_text",
+    "_floor_time",
     "_has_partition",
     "_id_time",
     "_now",

@@ -44,6 +44,10 @@ comment on function routeledger._uuid_v7_at(p_at timestamptz) is
 'Returns a fresh UUID version 7 dated p_at. Without a pinned path so that the planner can inline it; callers are pinned.
 Locks: none. Errors: none.';
 
+comment on function routeledger._floor_time(p_id uuid) is
+'Returns the time in the first 48 bits of a UUID, whatever its version: that of a bound which _uuid_floor() made. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
 comment on function routeledger._id_time(p_id uuid) is
 'Returns the time that a UUID version 7 carries, to the millisecond; null for any other UUID. Without a pinned path so that the planner can inline it; callers are pinned.
 Locks: none. Errors: none.';
@@ -54,10 +58,6 @@ Locks: none. Errors: none.';
 
 comment on function routeledger._uuid_floor(p_at timestamptz) is
 'Returns the lowest UUID of a millisecond: every UUID version 7 dated p_at or later sorts at or above it.
-Locks: none. Errors: none.';
-
-comment on function routeledger._floor_time(p_id uuid) is
-'Returns the time of a bound that _uuid_floor() made.
 Locks: none. Errors: none.';
 
 comment on function routeledger.configure(p_settings jsonb) is
