@@ -33,7 +33,8 @@ def stages() -> dict[str, list[str]]:
     upgrades = sorted(sql.glob("routeledger--*--*.sql"))
     if upgrades:
         todo["squawk"] = [
-            str(BIN / "squawk"), "--pg-version=15", "--assume-in-transaction", "--reporter=gcc",
+            str(BIN / "squawk"), "--pg-version=15", "--reporter=gcc",
+            "--exclude=prefer-bigint-over-int",  # a number of attempts is no key
             *(str(file.relative_to(REPO)) for file in upgrades),
         ]  # fmt: skip
     if (REPO / "tools" / "gen_facts.py").exists():
