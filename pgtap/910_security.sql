@@ -2,7 +2,7 @@
 -- What the catalogue does not keep is read from the sources: run this from the top of the tree.
 begin;
 \ir common.psql
-select plan(32);
+select plan(34);
 
 \set source `cat sql/src/*.sql`
 create temp table text_of (source text not null);
@@ -19,6 +19,20 @@ where p.pronamespace = 'routeledger'::regnamespace;
 create temp view relation as
 select c.* from pg_class c where c.relnamespace = 'routeledger'::regnamespace;
 
+-- The one exception: what writes into tables that are not ours does so with its caller's privileges and nobody
+-- else's. `entry` hands its caller's search_path on, so it cannot have a pin; a `step` runs as the caller behind
+-- the pin; a `service` reads the catalogue, or books and counts in the ledger, as the owner. Steps and services
+-- are granted to whom the entries are, because it is the caller who calls them.
+create temp table as_caller (name text primary key, part text not null);
+insert into as_caller
+select n, 'entry' from unnest(array['upsert', 'upsert_from']) n
+union all
+select n, 'step' from unnest(array[
+  '_upsert', '_run_upsert', '_run_one_by_one', '_bad_rows', '_kept_out', '_rows_at', '_is_about_a_row', '_digest_rows']) n
+union all
+select n, 'service' from unnest(array[
+  '_upsert_shape', '_plan_upsert', '_claim_batch', '_settle_batch', '_count_upsert', '_raise', '_raise_fault']) n;
+
 -- search_path
 select cmp_ok((select count(*) from routine), '>', 50::bigint, 'the routines are found');
 select is_empty(
@@ -29,8 +43,17 @@ select is_empty(
     select r.name from routine r
     where not 'search_path=pg_catalog, routeledger, pg_temp' = any (r.config)
       and not (r.language = 'sql' and not r.is_definer and not r.is_public and r.granted_to = '{}')
+      and r.name not in (select a.name from as_caller a where a.part = 'entry')
   $$,
-  'so does every other, but for private SQL that is meant to be inlined');
+  'so does every other, but for private SQL that is meant to be inlined, and the two that hand their caller''s on');
+select is_empty(
+  $$
+    select r.name, m[1]
+    from routine r
+    join as_caller a on a.name = r.name and a.part = 'entry'
+    cross join regexp_matches(r.source, '((?<![\w.])(?!coalesce\()\w+\(|::\w+(?![\w.])| [-+*/<>=~!@#%^&|`?]+ )', 'g') m
+  $$,
+  'in which every function and every type is named in full, and there is no operator');
 select is_empty(
   $$
     select r.name, x from routine r cross join unnest(r.config) x where x like 'search\_path=%' and x <> 'search_path=pg_catalog, routeledger, pg_temp'
@@ -49,17 +72,24 @@ select is_empty(
   $$ select r.name from routine r where has_function_privilege('public', r.oid, 'execute') $$, 'PUBLIC may execute nothing');
 select is_empty(
   $$ select r.name from routine r where r.is_public and r.granted_to = '{}' $$, 'a public routine is granted to somebody');
-select is_empty(
-  $$ select r.name, r.granted_to from routine r where not r.is_public and r.granted_to <> '{}' $$, 'a private one to nobody');
+select set_eq(
+  $$ select r.name, r.is_definer, r.granted_to from routine r where not r.is_public and r.granted_to <> '{}' $$,
+  $$
+    select a.name, a.part = 'service', e.granted_to
+    from as_caller a cross join (select r.granted_to from routine r where r.name = 'upsert') e
+    where a.part <> 'entry'
+  $$,
+  'a private one to nobody, but for the steps and services of an upsert');
 select is_empty(
   $$
     select r.name, g from routine r cross join unnest(r.granted_to) g
     where g not in ('routeledger_reader', 'routeledger_writer', 'routeledger_judge', 'routeledger_admin')
   $$,
   'only to the roles of the house');
-select is_empty(
+select set_eq(
   $$ select r.name from routine r where r.is_public and not r.is_definer and r.volatility <> 'i' $$,
-  'a public routine that reads or writes anything does so as the owner');
+  $$ select a.name collate "C" from as_caller a where a.part = 'entry' $$,
+  'a public routine that reads or writes anything does so as the owner, but for an upsert');
 select is_empty(
   $$
     select c.relname, a.grantee::regrole, a.privilege_type
@@ -172,12 +202,18 @@ select is_empty(
 select is_empty(
   $$ select c.name, c.callee from calls c where c.callee_parallel > c.parallel $$, 'nor more parallel safety');
 select is_empty(
-  $$ select r.name from routine r where r.language = 'plpgsql' and r.volatility <> 'v' and r.source ~ '\m(insert\s+into|update\s+routeledger|delete\s+from)\M' $$,
-  'what writes is volatile');
+  $$ select r.name from routine r where r.language = 'plpgsql' and r.volatility <> 'v' and r.name <> '_plan_upsert' and r.source ~ '\m(insert\s+into|update\s+routeledger|delete\s+from)\M' $$,
+  'what writes is volatile; _plan_upsert only writes it down');
 select set_eq(
-  $$ select r.name from routine r where r.source ~ '\mexecute\M' $$, array['_ensure_partition'], 'dynamic SQL is for making partitions');
+  $$ select r.name from routine r where r.source ~ '\mexecute\M' $$,
+  array['_ensure_partition', '_upsert', '_run_upsert', '_bad_rows', '_kept_out', '_digest_rows'],
+  'dynamic SQL is for making partitions and for tables that are not ours');
+select is_empty(
+  $$ select r.name from routine r join as_caller a on a.name = r.name where r.is_definer and r.source ~ '\mexecute\M' $$,
+  'and for those never as the owner');
 select set_eq(
-  $$ select r.name from routine r where r.source ~ '\mexception\s+when\M' $$, array['_read_rows', 'configure'], 'no EXCEPTION block on a hot path');
+  $$ select r.name from routine r where r.source ~ '\mexception\s+when\M' $$,
+  array['_read_rows', 'configure', '_upsert', '_run_upsert', '_bad_rows', '_kept_out'], 'no EXCEPTION block on a hot path of the ledger');
 
 -- the link
 select is_empty(

@@ -34,13 +34,16 @@ select is_empty(
 -- every public routine, by name
 create temp table expected (name text, roles text);
 insert into expected
-select n, 'admin judge reader writer' from unnest(array['version', 'errors', 'clock', 'uuid_v7', 'uuid_v7_time', 'bound_tenants']) n
+select n, 'admin judge reader writer' from unnest(array['version', 'errors', 'clock', 'uuid_v7', 'uuid_v7_time', 'bound_tenants', 'score_pattern']) n
 union all
 select n, 'admin writer' from unnest(array[
   'insert_decision', 'insert_decisions', 'start_attempt', 'start_attempts', 'fail_attempt', 'fail_attempts', 'complete_decision',
-  'complete_decisions', 'extend_lease', 'extend_leases', 'record_outcome', 'record_outcomes', 'record_payload', 'record_payloads', 'reap']) n
+  'complete_decisions', 'extend_lease', 'extend_leases', 'record_outcome', 'record_outcomes', 'record_payload', 'record_payloads', 'reap',
+  'persist_model_performance', 'rollup_model_performance', 'persist_pattern_quality', 'score_patterns']) n
 union all
-select n, 'admin' from unnest(array['maintain', 'configure', 'import_models', 'set_clock', 'grant_tenant', 'revoke_tenant', 'unbind_role']) n;
+select 'model_performance_between', 'admin reader writer'
+union all
+select n, 'admin' from unnest(array['maintain', 'configure', 'import_models', 'set_clock', 'grant_tenant', 'revoke_tenant', 'unbind_role', 'set_pattern_rules']) n;
 create function pg_temp.routines() returns table (name text, roles text)
 language sql stable
 as $$
@@ -73,7 +76,8 @@ select results_eq(
   $$ select * from pg_temp.relations('v') order by 1 $$,
   $$
     select n, 'admin reader' from unnest(array[
-      'attempts', 'current_prices', 'decisions', 'flagged_prices', 'implausible_costs', 'in_flight', 'orphans', 'reconciliation']) n
+      'attempts', 'current_pattern_rules', 'current_prices', 'decisions', 'flagged_prices', 'implausible_costs', 'in_flight', 'model_performance', 'orphans', 'pattern_quality',
+      'reconciliation']) n
   $$,
   'readers and admins read the views');
 select is_empty(

@@ -42,12 +42,24 @@ as $$
       'Use a role that routeledger.grant_tenant() has bound to this tenant.', false),
     ('RL111', 'malformed_attempts', 'the attempts are not a list of finished attempts',
       'Pass a JSON array of objects with "model_slug" and "status" (succeeded or failed), oldest first; only the last may have succeeded.', false),
+    ('RL112', 'unsuitable_target', 'this relation cannot be upserted as asked',
+      'Pass an ordinary or partitioned table, and a source whose columns have the types of the target''s; DETAIL says what is in the way.', false),
+    ('RL113', 'no_such_column', 'a column does not exist in the target or cannot be written',
+      'Name columns of the target that are not generated; DETAIL says which one is in the way.', false),
+    ('RL114', 'unsuitable_precedence', 'the precedence cannot be read or does not suit its columns',
+      'Write terms such as ''greatest n'', ''latest updated_at'', ''first seen_at'', or ''sum hits, cost'' over columns that are written; DETAIL says which term is in the way.', false),
+    ('RL115', 'no_key', 'a row has no key: a key column is null, or the row is outside the unique index',
+      'Give every key column a value that the unique index named in DETAIL covers.', false),
     ('RL201', 'decision_not_found', 'there is no such decision',
       'Check tenant_id and id, and that insert_decision was committed before this call.', false),
     ('RL202', 'attempt_not_found', 'this decision has no such attempt',
       'Pass the attempt_id that insert_decision, start_attempt or fail_attempt returned for this decision.', false),
     ('RL203', 'role_not_found', 'there is no such role',
       'Create the role first, then bind it.', false),
+    ('RL204', 'no_unique_index', 'no unique index of the target fits this key',
+      'Name the columns of a unique index in key, or make one.', false),
+    ('RL205', 'rule_set_not_found', 'there is no such rule set or version',
+      'Use one of those that DETAIL lists, or make a rule set with set_pattern_rules().', false),
     ('RL301', 'id_reused', 'this id already holds a different payload',
       'Repeat the first call exactly, or use a new id for a new decision or attempt.', false),
     ('RL302', 'already_completed', 'this decision already has a different outcome',
@@ -60,10 +72,14 @@ as $$
       'Start a new decision; a closed one takes no further attempts.', false),
     ('RL306', 'already_dispatched', 'decision_rule_override is only for a failure before any dispatch',
       'Leave decision_rule_override out: an attempt of this decision has been made and will be linked.', false),
+    ('RL307', 'row_refused', 'the table refused this row',
+      'DETAIL holds what the table said: mend the row, or the constraint, policy or trigger that refused it.', false),
+    ('RL308', 'batch_reused', 'this batch id was applied with other rows',
+      'Repeat the batch exactly, or give new rows a new batch id.', false),
     ('RL401', 'lease_lost', 'the lease ran out and the reaper closed this decision',
       'Stop the work, or finish it: a completion is still accepted once and marked as late.', false),
     ('RL501', 'batch_too_large', 'too many rows in one call',
-      'Send at most 10000 rows a call.', false),
+      'Send at most as many rows a call as DETAIL says.', false),
     ('RL502', 'too_many_candidates', 'too many candidates in one decision',
       'Pass at most 500 candidates.', false),
     ('RL503', 'too_many_attempts', 'this decision has used up its attempts',
@@ -101,17 +117,19 @@ as $$
   select e.code, e.name, e.message, e.hint, e.retryable from routeledger._errors() e
 $$;
 
--- Raises the RL error of that code with its constant message and hint, and p_detail as one-line JSON.
+-- Raises the RL error of that code with its constant message and p_detail as one-line JSON. The hint is the
+-- constant one too, unless what to do next can be said exactly.
 -- Locks: none. Errors: the one asked for.
 create or replace function routeledger._raise(
   p_code text,
-  p_detail jsonb
+  p_detail jsonb,
+  p_hint text default null
 )
 returns void
 language plpgsql
 stable
 parallel safe
-security invoker
+security definer
 set search_path = pg_catalog, routeledger, pg_temp
 as $$
 declare
@@ -122,7 +140,7 @@ begin
     errcode = p_code,
     message = v_error.message,
     detail = coalesce(p_detail, '{}')::text,
-    hint = v_error.hint;
+    hint = coalesce(p_hint, v_error.hint);
 end
 $$;
 
@@ -156,7 +174,7 @@ returns void
 language plpgsql
 stable
 parallel safe
-security invoker
+security definer
 set search_path = pg_catalog, routeledger, pg_temp
 as $$
 begin

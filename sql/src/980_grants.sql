@@ -20,13 +20,20 @@ begin
   for v_grant in
     select g.names, g.roles
     from (values
-      (array['version', 'errors', 'clock', 'uuid_v7', 'uuid_v7_time', 'bound_tenants'],
+      (array['version', 'errors', 'clock', 'uuid_v7', 'uuid_v7_time', 'bound_tenants', 'score_pattern'],
         array['reader', 'writer', 'judge', 'admin']),
       (array['insert_decision', 'insert_decisions', 'start_attempt', 'start_attempts', 'fail_attempt', 'fail_attempts',
              'complete_decision', 'complete_decisions', 'extend_lease', 'extend_leases', 'record_outcome', 'record_outcomes',
-             'record_payload', 'record_payloads', 'reap'],
+             'record_payload', 'record_payloads', 'reap', 'persist_model_performance', 'rollup_model_performance',
+             'persist_pattern_quality', 'score_patterns'],
         array['writer', 'admin']),
-      (array['maintain', 'configure', 'import_models', 'set_clock', 'grant_tenant', 'revoke_tenant', 'unbind_role'],
+      (array['model_performance_between'],
+        array['reader', 'writer', 'admin']),
+      -- upsert() and what it calls run as their caller
+      (array['upsert', 'upsert_from', 'plan_upsert', '_upsert', '_run_upsert', '_run_one_by_one', '_bad_rows', '_kept_out', '_upsert_shape', '_rows_at', '_is_about_a_row',
+             '_digest_rows', '_claim_batch', '_settle_batch', '_count_upsert', '_plan_upsert', '_raise', '_raise_fault'],
+        array['writer', 'judge', 'admin']),
+      (array['maintain', 'configure', 'import_models', 'set_clock', 'grant_tenant', 'revoke_tenant', 'unbind_role', 'set_pattern_rules'],
         array['admin'])
     ) g (names, roles)
   loop
@@ -46,7 +53,8 @@ begin
   for v_grant in
     select g.names, g.roles
     from (values
-      (array['decisions', 'attempts', 'in_flight', 'orphans', 'reconciliation', 'implausible_costs', 'current_prices', 'flagged_prices'],
+      (array['decisions', 'attempts', 'in_flight', 'orphans', 'reconciliation', 'implausible_costs', 'current_prices', 'flagged_prices', 'upsert_activity', 'model_performance',
+             'pattern_quality', 'current_pattern_rules'],
         array['reader', 'admin'])
     ) g (names, roles)
   loop

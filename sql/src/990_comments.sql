@@ -42,6 +42,7 @@ comment on column routeledger.settings.retry_jitter is 'Share of the backoff tha
 comment on column routeledger.settings.implausible_factor is 'A price or cost that many times off its reference, either way, is flagged.';
 comment on column routeledger.settings.implausible_usd_per_mtok is 'Where nothing is known of a model, a cost above this many USD per million tokens is flagged.';
 comment on column routeledger.settings.tenants_bound is 'True when some role is bound to tenants; kept by grant_tenant() and unbind_role().';
+comment on column routeledger.settings.rollup_look_back is 'How far before its watermark an incremental roll-up begins, so that it counts what was committed late; 0 to 10 years.';
 
 comment on table routeledger.tenant_grants is 'Which role is bound to which tenant.';
 comment on column routeledger.tenant_grants.tenant_id is 'The tenant.';
@@ -169,3 +170,115 @@ comment on view routeledger.reconciliation is 'Per hour (UTC) and tenant: decisi
 comment on view routeledger.implausible_costs is 'Attempts whose cost is flagged.';
 comment on view routeledger.current_prices is 'Each model with the price in force now.';
 comment on view routeledger.flagged_prices is 'Prices that are implausible, beside the median of their base model.';
+
+comment on type routeledger.performance_input is 'A row of persist_model_performance().';
+comment on type routeledger.latency_sketch is 'Latencies counted in bins: see model_performance_buckets.latency_bins.';
+
+comment on table routeledger.model_performance_buckets is 'How a model did on a day, in sums and counts that add up over any window; written by rollup_model_performance() and persist_model_performance().';
+comment on column routeledger.model_performance_buckets.tenant_id is 'Whose bucket it is.';
+comment on column routeledger.model_performance_buckets.model_key is 'The model; in a bucket from the ledger, inferences.model_slug.';
+comment on column routeledger.model_performance_buckets.task_type is 'The kind of task, or `__global__` where none was said.';
+comment on column routeledger.model_performance_buckets.day is 'The day, in UTC; in a bucket from the ledger, of the time in the decision''s id.';
+comment on column routeledger.model_performance_buckets.n is 'How many attempts: those that succeeded or failed.';
+comment on column routeledger.model_performance_buckets.success_n is 'How many of them succeeded; NULL is unknown.';
+comment on column routeledger.model_performance_buckets.reward_n is 'How many of them have a reward.';
+comment on column routeledger.model_performance_buckets.reward_sum is 'Sum of their rewards.';
+comment on column routeledger.model_performance_buckets.reward_sq_sum is 'Sum of the squares of their rewards; NULL is unknown.';
+comment on column routeledger.model_performance_buckets.cost_n is 'Of how many the cost is known.';
+comment on column routeledger.model_performance_buckets.cost_success_n is 'How many of these succeeded; NULL is unknown.';
+comment on column routeledger.model_performance_buckets.cost_usd is 'What those cost whose cost is known, in USD; NULL where cost_n is 0.';
+comment on column routeledger.model_performance_buckets.input_tokens is 'Tokens of the prompts, where they are known; NULL when none is.';
+comment on column routeledger.model_performance_buckets.output_tokens is 'Tokens of the answers, where they are known; NULL when none is.';
+comment on column routeledger.model_performance_buckets.latency_n is 'How many latencies are counted; from the ledger, those of the attempts that succeeded.';
+comment on column routeledger.model_performance_buckets.latency_sum_ms is 'Sum of these latencies, in milliseconds; NULL is unknown.';
+comment on column routeledger.model_performance_buckets.latency_bins is 'Which bins of the latency sketch hold anything, ascending: ceil(ln(ms) / ln(1.01 / 0.99)), -346 for what is below a microsecond.';
+comment on column routeledger.model_performance_buckets.latency_counts is 'How many latencies each of latency_bins holds.';
+comment on column routeledger.model_performance_buckets.from_ledger is 'The roll-up has counted it; no caller replaces it then.';
+comment on constraint model_performance_buckets_counts_check on routeledger.model_performance_buckets is 'Counts are 0 to n, and each bin has its count.';
+
+comment on table routeledger.rollup_watermarks is 'How far the incremental roll-ups have come.';
+comment on column routeledger.rollup_watermarks.tenant_id is 'The tenant; empty for roll-ups of all tenants.';
+comment on column routeledger.rollup_watermarks.watermark is 'When the last incremental roll-up began to read; NULL before the first.';
+
+comment on view routeledger.model_performance is 'How each model did in the last window_days days (1 to 366, today included, in UTC): select … where window_days = 7 reads those days only. Columns as model_performance_between().';
+
+comment on type routeledger.pattern_input is 'A row of score_patterns().';
+comment on type routeledger.pattern_quality_input is 'A row of persist_pattern_quality().';
+comment on type routeledger.pattern_rule_input is 'A rule of set_pattern_rules().';
+comment on type routeledger.pattern_yardstick is 'What patterns are measured by: formulas with their weights, and a rule set.';
+comment on type routeledger.pattern_score is 'A score: five dimensions, their weighted mean, its rating, and by what it was made.';
+
+comment on table routeledger.pattern_formulas is 'What the dimensions weigh and what a score is called, by version of the formulas.';
+comment on column routeledger.pattern_formulas.version is 'v1 or v2: the name of the formulas, which with their weights never change under it.';
+comment on column routeledger.pattern_formulas.completeness_weight is 'Weight of completeness; the five weights sum to 1.';
+comment on column routeledger.pattern_formulas.documentation_weight is 'Weight of documentation.';
+comment on column routeledger.pattern_formulas.architecture_compliance_weight is 'Weight of architecture compliance.';
+comment on column routeledger.pattern_formulas.metadata_richness_weight is 'Weight of metadata richness.';
+comment on column routeledger.pattern_formulas.complexity_fit_weight is 'Weight of complexity fit.';
+comment on column routeledger.pattern_formulas.excellent is 'From this score on a pattern is excellent.';
+comment on column routeledger.pattern_formulas.good is 'From this score on it is good.';
+comment on column routeledger.pattern_formulas.fair is 'From this score on it is fair; below, poor.';
+
+comment on table routeledger.pattern_rule_sets is 'The rule sets, with the number of the rules in force.';
+comment on column routeledger.pattern_rule_sets.name is 'What p_rule_set calls it.';
+comment on column routeledger.pattern_rule_sets.version is 'Number of the rules in force; each change by set_pattern_rules() takes the next.';
+
+comment on table routeledger.pattern_rules is 'The node types of each rule set, those in force and all earlier ones.';
+comment on column routeledger.pattern_rules.rule_set is 'The rule set.';
+comment on column routeledger.pattern_rules.version is 'The number of the rule set to which the rule belongs.';
+comment on column routeledger.pattern_rules.node_type is 'A kind of node, as names of patterns hold it.';
+comment on column routeledger.pattern_rules.method is 'How the definition of its method begins, such as async def execute_effect; NULL when it has none.';
+
+comment on table routeledger.pattern_quality_metrics is 'The current quality of each pattern: its latest measurement.';
+comment on column routeledger.pattern_quality_metrics.pattern_id is 'The pattern.';
+comment on column routeledger.pattern_quality_metrics.quality_score is 'Weighted mean of the five dimensions, 0 to 1.';
+comment on column routeledger.pattern_quality_metrics.completeness is 'Whether the code is whole, 0 to 1; NULL is unknown.';
+comment on column routeledger.pattern_quality_metrics.documentation is 'Docstrings, comments, type hints and text, 0 to 1; NULL is unknown.';
+comment on column routeledger.pattern_quality_metrics.architecture_compliance is 'Whether name and code follow the node type, 0 to 1; NULL is unknown.';
+comment on column routeledger.pattern_quality_metrics.metadata_richness is 'Use cases, examples and metadata fields, 0 to 1; NULL is unknown.';
+comment on column routeledger.pattern_quality_metrics.complexity_fit is 'Whether the code is as complex as declared, 0 to 1; NULL is unknown.';
+comment on column routeledger.pattern_quality_metrics.confidence is 'How sure the measurement is, 0 to 1; NULL is unknown.';
+comment on column routeledger.pattern_quality_metrics.measurement_timestamp is 'When it was measured; an earlier measurement never replaces a later one.';
+comment on column routeledger.pattern_quality_metrics.version is 'By what it was scored: formulas/rule set/number of the rule set, or the word of a caller who scored it.';
+comment on column routeledger.pattern_quality_metrics.metadata is 'What the caller says of the measurement.';
+
+comment on view routeledger.pattern_quality is 'The current quality of each pattern, with its rating: excellent, good, fair or poor.';
+comment on view routeledger.current_pattern_rules is 'The rules in force of each rule set.';
+
+comment on type routeledger.upsert_plan is 'The statements of an upsert, and what they are about.';
+comment on type routeledger.upsert_term is 'A term of a precedence.';
+comment on table routeledger.upsert_counts is 'What upserts did, per target and day, in as many rows as there were callers at once; read it as upsert_activity.';
+comment on column routeledger.upsert_counts.id is 'Its key.';
+comment on column routeledger.upsert_counts.target is 'The table written to, schema and name.';
+comment on column routeledger.upsert_counts.day is 'The day (UTC).';
+comment on column routeledger.upsert_counts.calls is 'Calls.';
+comment on column routeledger.upsert_counts.calls_with_duplicates is 'Calls in which several rows had one key.';
+comment on column routeledger.upsert_counts.received is 'Rows given.';
+comment on column routeledger.upsert_counts.collapsed is 'Rows that lost to another row of their call.';
+comment on column routeledger.upsert_counts.inserted is 'Rows inserted.';
+comment on column routeledger.upsert_counts.updated is 'Rows of the table that lost and were updated.';
+comment on column routeledger.upsert_counts.unchanged is 'Rows that lost to the table''s, or said the same.';
+comment on column routeledger.upsert_counts.refused is 'Rows refused.';
+comment on column routeledger.upsert_counts.last_at is 'When the last call was.';
+comment on column routeledger.upsert_counts.last_duplicates_at is 'When the last call with duplicates was.';
+comment on table routeledger.upsert_batches is 'The batches of sums that were applied, so that none is applied twice.';
+comment on column routeledger.upsert_batches.target is 'The table written to, schema and name.';
+comment on column routeledger.upsert_batches.batch_id is 'The caller''s name for the batch.';
+comment on column routeledger.upsert_batches.digest is 'Digest of its rows, whatever their order.';
+comment on column routeledger.upsert_batches.received is 'Rows given.';
+comment on column routeledger.upsert_batches.refused is 'Rows refused.';
+comment on column routeledger.upsert_batches.refusals is 'The refusals that were listed, as upsert() returned them.';
+comment on column routeledger.upsert_batches.applied_at is 'When it was applied.';
+comment on view routeledger.upsert_activity is 'Per target and day (UTC): what upserts did, and how many calls held several rows of one key.';
+comment on column routeledger.upsert_activity.target is 'The table written to, schema and name.';
+comment on column routeledger.upsert_activity.day is 'The day (UTC).';
+comment on column routeledger.upsert_activity.calls is 'Calls.';
+comment on column routeledger.upsert_activity.calls_with_duplicates is 'Calls in which several rows had one key.';
+comment on column routeledger.upsert_activity.received is 'Rows given: the sum of the next five.';
+comment on column routeledger.upsert_activity.collapsed is 'Rows that lost to another row of their call.';
+comment on column routeledger.upsert_activity.inserted is 'Rows inserted.';
+comment on column routeledger.upsert_activity.updated is 'Rows of the table that lost and were updated.';
+comment on column routeledger.upsert_activity.unchanged is 'Rows that lost to the table''s, or said the same.';
+comment on column routeledger.upsert_activity.refused is 'Rows refused.';
+comment on column routeledger.upsert_activity.last_at is 'When the last call was.';
+comment on column routeledger.upsert_activity.last_duplicates_at is 'When the last call with duplicates was.';

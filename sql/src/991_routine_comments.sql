@@ -8,8 +8,8 @@ comment on function routeledger.errors() is
 'Returns every RL error that routeledger or its driver raises.
 Locks: none. Errors: none.';
 
-comment on function routeledger._raise(p_code text, p_detail jsonb) is
-'Raises the RL error of that code with its constant message and hint, and p_detail as one-line JSON.
+comment on function routeledger._raise(p_code text, p_detail jsonb, p_hint text) is
+'Raises the RL error of that code with its constant message and p_detail as one-line JSON. The hint is the constant one too, unless what to do next can be said exactly.
 Locks: none. Errors: the one asked for.';
 
 comment on function routeledger._fault_detail(p_fault text) is
@@ -280,6 +280,230 @@ Locks: the payload''s key. Errors: RL101, RL104, RL108, RL110, RL201, RL202, RL3
 comment on function routeledger.record_payloads(p_rows jsonb) is
 'Keeps many payloads in one call and answers for each; a bad row never fails its neighbours.
 Locks: the payloads'' keys by (tenant_id, id). Errors: RL101, RL107, RL501 for the call; per row those of record_payload.';
+
+comment on function routeledger._fill(p_template text, p_parts jsonb) is
+'Puts each part of a JSON object in the place of its {name} in a template, in one pass: what a part contains is never looked at again, whatever a column is called.
+Locks: none. Errors: none.';
+
+comment on function routeledger._column_named(p_target regclass, p_name text) is
+'Returns the name of a column as the catalogue holds it, for the name that a caller wrote: quoted as in SQL, or bare, which is taken as it stands and else in lower case; null when there is no such column.
+Locks: none. Errors: none.';
+
+comment on function routeledger._base_type(p_type oid) is
+'Returns the type under a domain, however many domains there are in between; any other type as it is.
+Locks: none. Errors: none.';
+
+comment on function routeledger._btree_operator(p_type oid, p_strategy integer) is
+'Returns the operator of that btree strategy (1 less, 3 equal, 5 greater) by which a type is ordered unless told otherwise, written in full, or null when the type has no order.
+Locks: none. Errors: none.';
+
+comment on function routeledger._writable_columns(p_target regclass, p_names text[]) is
+'Returns the columns of a table that can be written: name, type with length, collation as SQL writes it, and what a row gets that lacks the column: its default where that is the same each time, `null` where there is none, NULL where it may differ from time to time (now(), nextval(), an identity).
+Locks: none. Errors: none.';
+
+comment on function routeledger._index_parts(p_index regclass) is
+'Returns the parts of a unique index: the column or expression, how a conflict target writes it, the operator that compares it, whether that is not the one by which its type is compared otherwise, and whether two equal values are also the same, byte for byte (numeric 1.0 and 1.00, 0 and -0, or a case-blind text are equal and not the same).
+Locks: none. Errors: none.';
+
+comment on function routeledger._index_columns(p_index regclass) is
+'Returns the columns that a row must have for its place in a unique index to be known: those of the key, of its expressions and of its predicate, and in place of a generated one those that it is generated from.
+Locks: none. Errors: none.';
+
+comment on function routeledger._find_arbiter(p_target regclass, p_columns text[], p_key text[]) is
+'Finds the unique index that decides which rows are the same. A key is matched by the names of its columns, or by expressions as pg_get_indexdef() prints them; without one the primary key is taken when the columns it needs are written, else the only unique index of which that is so. An index counts when it is valid, immediate, and compares as its types do otherwise. The hint of RL204 is the call that makes the index.
+Locks: none. Errors: RL204.';
+
+comment on function routeledger._read_precedence(p_target regclass, p_columns text[], p_precedence text) is
+'Reads a precedence: its terms in order, each a column and the way in which it wins. `greatest` (also when no word is given) and `latest`, which is for dates and times, prefer the greater value, `first` the smaller; `sum` adds all up.
+Locks: none. Errors: RL114.';
+
+comment on function routeledger._columns_sql(p_row text, p_columns text[]) is
+'Writes out a list of columns of the row that goes by that name, or without one the bare names.
+Locks: none. Errors: none.';
+
+comment on function routeledger._image_sql(p_row text, p_columns text[]) is
+'Writes out what of a row is compared byte for byte: first how much of it is known, so that NULL loses here too, then each of the columns; null when there are none.
+Locks: none. Errors: none.';
+
+comment on function routeledger._term_sql(p_row text, p_term routeledger.upsert_term) is
+'Writes out the value by which a term of the precedence compares: NaN counts as NULL, and both lose.
+Locks: none. Errors: none.';
+
+comment on function routeledger._wins_sql(p_new text, p_old text, p_terms routeledger.upsert_term[], p_compared text[], p_on_tie text) is
+'Writes out, for the names by which two rows of one key go, when the new one wins: by the terms of the precedence, then by the bytes of the columns compared. A sum wins unless it adds nothing.
+Locks: none. Errors: none.';
+
+comment on function routeledger._set_sql(p_new text, p_old text, p_terms routeledger.upsert_term[], p_set text[]) is
+'Writes out what is set when the new row wins.
+Locks: none. Errors: none.';
+
+comment on function routeledger._check_upsert(p_target regclass, p_source regclass, p_columns text[]) is
+'Refuses a target, a source or columns that cannot be upserted.
+Locks: none. Errors: RL112, RL113.';
+
+comment on function routeledger._plan_upsert(p_target regclass, p_source regclass, p_columns text[], p_key text[], p_precedence text, p_on_tie text, p_sees_all boolean) is
+'Makes the statements of an upsert. Each reads its rows from $1 (a JSON array) or from the source table, of which $2 may name a part (by position, or by ctid). `statement` answers how many rows had a key, won, had to be written, were inserted as new, were inserted where another had been a moment before, and were updated.
+src: the rows in the types of the target, with the parts of the key; win: of each key the best; todo: those that the table does not have, or has worse; ins: the new ones; upd: the others.
+Locks: none. Errors: RL102, RL112, RL113, RL114, RL204.';
+
+comment on function routeledger._run_upsert(p_plan routeledger.upsert_plan, p_rows jsonb, p_ids text[], p_path text) is
+'Runs a plan over its rows, or over those that p_ids names, with the caller''s search_path. Waits for what others have begun and repeats itself when a row came or went meanwhile, or when an index is being rebuilt (REINDEX CONCURRENTLY makes the unique index fail for a moment).
+Locks: new rows in the order of the key, then existing ones in that order. Errors: what the target raises.';
+
+comment on function routeledger._upsert_shape(p_target regclass, p_rows jsonb, p_columns text[]) is
+'Reads the shape of the rows: which columns they name between them, what a row that lacks one takes in its place (an expression for a JSON object; null when no row lacks any), and which rows cannot be taken: no object, a key that is no column to write, or a column lacking whose default is not the same each time.
+Locks: none. Errors: RL101, RL107, RL501 (for the call).';
+
+comment on function routeledger._is_about_a_row(p_sqlstate text, p_target regclass, p_columns text[]) is
+'Says whether an error is about a row, so that the other rows may go on without it, and not about the call: what is wrong with privileges, locks, resources, transactions or the statement itself is about the call. A refusal of row-level security shares its code with a missing privilege.
+Locks: none. Errors: none.';
+
+comment on function routeledger._rows_at(p_rows jsonb, p_ids text[]) is
+'Returns the part of a JSON array that the positions name.
+Locks: none. Errors: none.';
+
+comment on function routeledger._bad_rows(p_plan routeledger.upsert_plan, p_rows jsonb, p_ids text[], p_path text, p_write boolean) is
+'Finds the rows that cannot be read, or that the table refuses, by halving, in the order given; leaves nothing behind. What is wrong with the call as a whole is raised.
+Locks: as _run_upsert(), given back at the end. Errors: what the target raises for the call as a whole.';
+
+comment on function routeledger._kept_out(p_plan routeledger.upsert_plan, p_rows jsonb, p_ids text[], p_path text) is
+'Returns which of these rows, that were not written and are not there under the key they gave, a trigger kept out: those that not even a write by force brings in. The others lost to what is there under the key that a trigger gave them. Leaves nothing behind.
+Locks: as _run_upsert(), given back at the end. Errors: none.';
+
+comment on function routeledger._digest_rows(p_statement text) is
+'Returns a digest of the rows of a source that does not depend on their order, nor on how a session prints.
+Locks: none. Errors: none.';
+
+comment on function routeledger._claim_batch(p_target text, p_batch_id text, p_digest text, p_received bigint) is
+'Books a batch under its id, in the caller''s transaction; waits for another transaction that is about to book it. When it was booked before, says what was refused of it then. Whoever may upsert may book any id: choose ids that nobody guesses.
+Locks: the batch''s row. Errors: RL308.';
+
+comment on function routeledger._settle_batch(p_target text, p_batch_id text, p_refused bigint, p_refusals jsonb) is
+'Keeps with a batch what was refused of it.
+Locks: the batch''s row. Errors: none.';
+
+comment on function routeledger._count_upsert(p_target text, p_received bigint, p_collapsed bigint, p_inserted bigint, p_updated bigint, p_unchanged bigint, p_refused bigint) is
+'Counts an upsert in a row of its target and day that nobody else holds, in a new one when all are held: callers never wait for each other here.
+Locks: one row of upsert_counts. Errors: none.';
+
+comment on function routeledger._run_one_by_one(p_plan routeledger.upsert_plan, p_rows jsonb, p_ids text[], p_wanted text[], p_path text) is
+'Runs a plan for one row after the other, in the order of p_ids, of which p_wanted may leave some out.
+Locks: as _run_upsert(). Errors: what the target raises.';
+
+comment on function routeledger._upsert(p_target regclass, p_source regclass, p_rows jsonb, p_key text[], p_precedence text, p_on_tie text, p_columns text[], p_batch_id text, p_strict boolean, p_path text) is
+'Upserts the rows of a JSON array or of a source table: the work behind upsert() and upsert_from(). Bad rows are looked for only when the good path fails: first those that cannot be read, then those that the table refuses; the others are then written by one statement, as if the bad ones had never been there.
+Locks: the batch''s id, then as _run_upsert(). Errors: RL101, RL102, RL107, RL108, RL112, RL113, RL114, RL115, RL204, RL307, RL308, RL501, and what the target raises for the call as a whole.';
+
+comment on function routeledger.upsert(p_target regclass, p_rows jsonb, p_key text[], p_precedence text, p_on_tie text, p_columns text[], p_batch_id text, p_strict boolean) is
+'Writes the rows of a JSON array into any table, each key once. Of several rows of a key, in the call and in the table, the one stays that wins by the precedence, whatever the order in which they come: `greatest n` (the higher value; a bare column means the same), `latest updated_at` (for dates and times), `first seen_at` (the lower value), several by commas; NULL and NaN lose. Between equals p_on_tie decides: `greatest_row` (the whole row, byte for byte, so that the outcome never depends on the order), `replace` (the newest call wins, for callers who are sure of their order) or `keep` (what is there stays). Without a precedence all rows are equals. `sum hits, cost` adds up instead: p_batch_id names the batch, and a batch that comes again adds nothing.
+The key is that of a unique index (p_key; by default the primary key). Written are p_columns, by default all that the rows name; a row that lacks one gets the column''s default where that is a constant, NULL where there is none, and is refused otherwise. (Rows are compared over all the columns of their call: where calls differ in what their rows name, p_columns keeps the outcome independent of the split.) One bad row never fails its neighbours: it is listed in refusals (at most 10000) with its position, code, message, detail and hint. With p_strict the first of them is raised and nothing is written.
+received = collapsed + inserted + updated + unchanged + refused, always. At most 100000 rows a call. The privileges, row-level security and search_path of the caller apply.
+Locks: new rows in the order of the key, then existing ones in that order. Errors: RL101, RL102, RL107, RL108, RL112, RL113, RL114, RL115, RL204, RL307, RL308, RL501, and what the target raises for the call as a whole.';
+
+comment on function routeledger.upsert_from(p_target regclass, p_source regclass, p_key text[], p_precedence text, p_on_tie text, p_columns text[], p_batch_id text, p_strict boolean) is
+'Writes the rows of a staging table into any table: upsert() for loads that are too large for one JSON array. The columns of the source have the names and exactly the types of the target''s, as in `create temp table stage on commit drop as select a, b from target with no data`, so that duplicates are found among the values as they will be stored. p_columns picks some of them. The position of a refused row is its place in the source.
+Locks: new rows in the order of the key, then existing ones in that order. Errors: RL101, RL102, RL107, RL108, RL112, RL113, RL114, RL115, RL204, RL307, RL308, and what the target raises for the call as a whole.';
+
+comment on function routeledger.plan_upsert(p_target regclass, p_columns text[], p_key text[], p_precedence text, p_on_tie text) is
+'Says what upsert() would do for rows of these columns: which unique index decides, what its key is, which columns are written, and the statement that is run, with $1 for the rows.
+Locks: none. Errors: RL101, RL102, RL112, RL113, RL114, RL204.';
+
+comment on function routeledger._latency_bin(p_ms double precision) is
+'Returns the bin of a latency: ceil(ln(ms) / ln(1.01 / 0.99)), -346 for what is below a microsecond and 1152 for what is above 1e10 ms. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
+comment on function routeledger._bin_latency(p_bin integer) is
+'Returns the latency that a bin stands for, in milliseconds; null for null. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
+comment on function routeledger._complete_bucket(p routeledger.performance_input) is
+'Completes a bucket as a caller gave it: without a task type it is that of all of them, `__global__`; a count that goes without saying is n where its sum is given, the sketch''s where there is one, and else 0.
+Locks: none. Errors: none.';
+
+comment on function routeledger._bucket_fault(p routeledger.performance_input, p_day text, p_settings routeledger.settings, p_bound text[], p_now timestamptz) is
+'Judges a completed bucket field by field; returns the first fault, or null. p_day is the day as it was written: a time would lose its zone on the way to a date.
+Locks: none. Errors: none.';
+
+comment on function routeledger.persist_model_performance(p_rows jsonb) is
+'Brings buckets in from outside the ledger: of two for one (tenant, model, task type, day) the one with the higher n stays, in the call and against what is stored, and of two with the same n the greater row, so that processes may send what they have in any order and as often as they like. A bucket that the roll-up has counted is never replaced. One bad row never fails its neighbours.
+Without a task type (absent or null) and with the word `__global__` a row means the same bucket. A reward_n or cost_n that is absent is n where the sum is given. What is absent stays unknown: success_n, reward_sq_sum, cost_usd, tokens, latencies. latency_bins and latency_counts are the sketch: ceil(ln(ms) / ln(1.01 / 0.99)), ascending, and how many. Always one row: received = collapsed + inserted + updated + unchanged + refused; refusals is an array of {ord, code, message, detail, hint}.
+Locks: the buckets, as upsert() does. Errors: RL101, RL107, RL501 for the call; per row RL101, RL103, RL107 to RL110.';
+
+comment on function routeledger.rollup_model_performance(p_from date, p_to date, p_tenant_id text) is
+'Counts the ledger into buckets: each bucket of the days from p_from up to, not including, p_to (UTC) becomes what the ledger says at the moment of the call. Idempotent; a bucket that is right already is not touched, and none is ever deleted, so retention may drop the partitions behind it. A bucket that a caller brought in is replaced.
+Counted are attempts that succeeded or failed, under their model and the task type of their decision, of traffic class production or shadow; not those that the reaper closed, which say nothing of the model. An outcome''s reward counts for the attempt linked. Costs are summed where they are known (cost_n says for how many), latencies where the attempt succeeded.
+Without p_from the call is incremental: it begins settings.rollup_look_back before the last incremental one (the watermark), or at the oldest partition. What is committed within rollup_look_back of the time in the decision''s id is counted by the first incremental call that begins after the commit, whatever was open in between; what comes later (an old story, a late reward) needs p_from. The watermark moves where the call reaches as far back as an incremental one and p_to is absent. Without p_tenant_id it is for all tenants that the caller may use. To be called in a transaction of its own. Returns the days looked at, the buckets found there, and how many were written.
+Locks: the watermarks of its tenants (one roll-up of a tenant at a time), then the buckets that it writes by key, new ones first. Errors: RL101, RL103, RL108, RL109, RL110.';
+
+comment on function routeledger.model_performance_between(p_tenant_id text, p_from date, p_to date, p_task_type text) is
+'Says how each model did in the days from p_from up to, not including, p_to (UTC): one row a tenant, model and task type that has a bucket there; without p_tenant_id for all tenants that the caller may see.
+What is unknown is left out on both sides of a division and never counts as 0: success_rate is over the buckets that know their successes, mean_cost_usd over the attempts whose cost is known, cost_per_success_usd what these cost divided by the successes among them. reward_se is the standard error of mean_reward: the square root of the sample variance (n - 1) over reward_n, null below two rewards; made from sums in double precision it is good to about 1e-7 of the largest reward, and never negative. Quantiles are within 1 % of percentile_disc() over the latencies counted.
+Locks: none. Errors: RL101, RL103, RL108, RL109, RL110.';
+
+comment on function routeledger._pattern_yardstick(p_version text, p_rule_set text) is
+'Returns what a pattern is measured by: the weights and thresholds of those formulas and the rules now in force in that rule set, read in one statement.
+Locks: none. Errors: RL101, RL205.';
+
+comment on function routeledger._pattern_fault(p_pattern jsonb) is
+'Returns the fault of a pattern: null when each field that the formulas read is absent, null or of its type.
+Locks: none. Errors: none.';
+
+comment on function routeledger._name_words(p_name text) is
+'Returns the words of a name in lower case, each between blanks, whether it is written in CamelCase or with separators: "NodeDBEffect" and "node_db-effect" give " node db effect ".
+Locks: none. Errors: none.';
+
+comment on function routeledger._count_filled(p_values jsonb) is
+'Returns how many of the values say anything: distinct ones, without null, blank texts, empty arrays and objects.
+Locks: none. Errors: none.';
+
+comment on function routeledger._score_v1(p_pattern jsonb, p_node_types text[], p_methods text[]) is
+'Returns the five dimensions of a pattern by the formulas v1, exact and not yet held within 0 and 1. Markers are plain text, found anywhere, and each counts once.
+completeness: 0 without code; else 1, less 0.2 for each of `pass`, `TODO`, `NotImplemented`, `...`, `raise NotImplementedError`; 0.1 more for any of `if `, `for `, `while `, `async def `, `class `; 0.05 for `import `; and lines/100, at most 0.15. Lines are what line feeds separate: one more than there are line feeds, so an ending line feed begins an empty line.
+documentation: 0.4 for a triple quote in the code; lines of code holding `#`, by 20, at most 0.2; 0.2 for a type hint in the code (`:` or `->`, any white space, a word); 0.2 for a text of more than 100 characters.
+architecture: without node type 0.5 if the name holds one of the rule set''s, as it is written there, else 0.3; with one 0.7, 0.15 more if the name holds it (any case), 0.15 more if the code holds the method of that node type (any case of the type).
+metadata: 0.4 for 3 use cases, 0.3 for 2 examples, less for fewer in proportion; 0.3 for more than 3 metadata fields.
+complexity: 0.4 without code or declared complexity; 1 if it is (any case) that of the occurrences of `if `, `for `, `while `, `except ` (under 3 low, under 8 medium, else high), else 0.6.
+Locks: none. Errors: none.';
+
+comment on function routeledger._score_v2(p_pattern jsonb, p_node_types text[], p_methods text[]) is
+'Returns the five dimensions of a pattern by the formulas v2, exact and not yet held within 0 and 1: the amounts of v1, given for what is meant. Code is read as Python: a comment runs from `#` to the end of its line, strings are taken out of the code, and what is left is statements; line ends may be LF, CR LF or CR.
+completeness: 0 when nothing but comments and strings is there; else 1, less 0.2 for a statement `pass`, 0.2 for TODO or FIXME as a word of a comment, 0.2 for a statement `...`, 0.4 for `raise NotImplementedError` (or NotImplemented). Not stubs are the bodies of abstract methods, overloads and Protocol classes, and `pass` in an except clause or in a class that has a base. 0.1 more for a keyword if, for, while, async def or class; 0.05 for an import statement; and lines that hold code, by 100, at most 0.15.
+documentation: 0.4 for a docstring (first in the module, a class or a function, of whichever quotes); comments that hold a word, by 20, at most 0.2; 0.2 for an annotated parameter, result or variable; 0.2 for a text of more than 100 characters, runs of white space counted as one.
+architecture: a node type that the rule set does not know is none. Names are compared by their words, in any case: NodeEffect, effect_node and "Effect node" hold Effect, SideEffective does not. 0.5 or 0.3 without, 0.7 with one, 0.15 more if the name holds it, 0.15 more if the code defines its method: outside of comments and strings, as whole words.
+metadata: as in v1, of use cases and examples that are distinct and not blank, and of fields that are not blank.
+complexity: as in v1, from the keywords if, elif, for, while and except; a declared word other than low, medium and high is none.
+Locks: none. Errors: none.';
+
+comment on function routeledger._score_pattern(p_pattern jsonb, p_by routeledger.pattern_yardstick) is
+'Returns the score of a pattern that has no fault: each dimension within 0 and 1, and their weighted mean, computed in decimals and rounded to 15 places, so that a score which is 0.9 on paper is `excellent`.
+Locks: none. Errors: none.';
+
+comment on function routeledger.score_pattern(p_pattern jsonb, p_version text, p_rule_set text) is
+'Scores a pattern: five dimensions from 0 to 1, quality_score their weighted mean (completeness 0.30, documentation 0.25, architecture compliance 0.20, metadata richness 0.15, complexity fit 0.10), rating excellent (from 0.9), good (0.7), fair (0.5) or poor, and version, which says by what. The same pattern has the same score by the same version, always. Nothing is stored.
+The pattern is a JSON object of pattern_name, code, text (its documentation), node_type, complexity (declared: low, medium or high), all strings; use_cases and examples, arrays; metadata, an object. Each may be absent or null, and then counts as empty; what else the object holds is not read.
+p_version: v1 (markers as plain text, anywhere) or v2 (the statements and words that are meant); _score_v1 and _score_v2 say how.
+p_rule_set: node types and their methods, as set_pattern_rules() has put them in.
+Locks: none. Errors: RL101, RL107, RL108, RL205.';
+
+comment on function routeledger.set_pattern_rules(p_rule_set text, p_rules jsonb) is
+'Puts a project''s own rule set in, or replaces one, and returns the number under which scores made by it are stored: the whole set or nothing. What is in force already stays under its number, whatever its order (created is false); anything else gets the next number, and the old rules are kept under theirs.
+p_rules: a JSON array of {"node_type": a word, "method": the words that begin its definition, such as "async def run", or null}.
+p_rule_set: letters, digits, `_`, `.` and `-`. Scores that are stored already do not change.
+Locks: the rule set''s row. Errors: RL101, RL102, RL107, RL501.';
+
+comment on function routeledger._persist_pattern_quality(p_inputs routeledger.pattern_quality_input[], p_faults text[], p_now timestamptz) is
+'Writes the measurements that have no fault, the latest of each pattern, and answers for all: see persist_pattern_quality(). Numbers pass through JSON with all their digits whatever the session shows.
+Locks: the patterns'' rows by pattern_id. Errors: none; a fault is part of the result.';
+
+comment on function routeledger.persist_pattern_quality(p_rows jsonb) is
+'Keeps one current row for each pattern: of all measurements of a pattern, in this call, in others and stored, the latest by measurement_timestamp stands, whatever the order in which they come; of two of one time, the one of the later version (as text), and then the whole row decides. A measurement that arrives late changes nothing, one that is stored already is `unchanged`, and a bad row never fails its neighbours.
+Rows: pattern_id, quality_score and version (by what it was scored), required; the five dimensions, confidence, measurement_timestamp (now, by clock()) and metadata (an object). Received is the sum of all the other counts; refusals hold ord, the row''s place from 1.
+Locks: the patterns'' rows by pattern_id. Errors: RL101, RL107, RL501 for the call; per row RL101, RL103, RL107, RL108, RL109.';
+
+comment on function routeledger.score_patterns(p_rows jsonb, p_version text, p_rule_set text) is
+'Scores many patterns by one version and rule set and keeps the scores, as score_pattern() and persist_pattern_quality() would one after the other; a bad row never fails its neighbours.
+Rows: pattern_id and pattern (as score_pattern() takes it), required; measurement_timestamp (now, by clock()), confidence and metadata (of the measurement). Give measurement_timestamp where a call may be repeated: only then is the repetition `unchanged`.
+Locks: the patterns'' rows by pattern_id. Errors: RL101, RL107, RL501, RL205 for the call; per row RL101, RL103, RL107, RL108, RL109.';
 
 comment on function routeledger.maintain(p_ahead interval) is
 'Makes the partitions of today and of the time ahead (settings.partitions_ahead periods of settings.partition_width, or the interval given), so that no write has to. Safe to run at any time, from anywhere, as often as wanted. Returns what it made.

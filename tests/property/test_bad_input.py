@@ -118,6 +118,15 @@ TIME = {
     "first": "4713-01-01 00:00:00+00 BC",
     "last": "294276-12-31 00:00:00+00",
 }
+DATE = {
+    "null": None,
+    "1970": "1970-01-01",
+    "2200": "2200-01-01",
+    "infinite": "infinity",
+    "minus infinite": "-infinity",
+    "first": "4713-01-01 BC",
+    "last": "5874897-12-31",
+}
 INTERVAL = {
     "null": None,
     "zero": "0",
@@ -152,6 +161,14 @@ WORDS = {
 }
 NAME = {"null": None, "empty": "", "odd": "no such role", "huge": LONG}
 BOOLEAN = {"null": None}
+RELATION = {
+    "null": None,
+    "none": "0",
+    "dropped": "4294967295",
+    "view": "routeledger.decisions",
+    "index": "public.shelf_pkey",
+    "type": "public.pair",
+}
 
 KINDS: dict[str, Mapping[str, Any]] = {
     "text": TEXT,
@@ -161,11 +178,13 @@ KINDS: dict[str, Mapping[str, Any]] = {
     "bigint": BIGINT,
     "integer": INTEGER,
     "timestamp with time zone": TIME,
+    "date": DATE,
     "interval": INTERVAL,
     "jsonb": JSON,
     "text[]": WORDS,
     "name": NAME,
     "boolean": BOOLEAN,
+    "regclass": RELATION,
 }
 
 # What does not even fit the type, in a row of a set form.
@@ -256,6 +275,12 @@ def span(zero: Verdict = "RL103", **more: Any) -> Rule:
     return Rule({"null": OK, "zero": zero, **bad}, **more)
 
 
+def day(far: Verdict, null: Verdict = OK, given: Mapping[str, Any] | None = None) -> Rule:
+    kinds = dict.fromkeys(("1970", "2200"), OK) | dict.fromkeys(("first", "last"), far)
+    bad = dict.fromkeys(("infinite", "minus infinite"), "RL109")
+    return Rule({"null": null, **kinds, **bad}, given or {})
+
+
 LEASE = span()
 TENANT = text(200, null="RL101", empty="RL101", odd="RL201")
 COUNT = amount(zero=True)
@@ -335,6 +360,41 @@ RULE_WORD = Rule(
     }
 )
 PAYLOAD = Rule({**dict.fromkeys(JSON, OK), "huge": "RL108"})
+# Rows that are answered for in one line: what is no row is counted as refused.
+ROWS = Rule(
+    {
+        **dict.fromkeys(JSON, "RL107"),
+        "null": "RL101",
+        **dict.fromkeys(("array", "numbers", "nulls", "arrays", "nested", "objects"), OK),
+        "10001 rows": Value([{}] * 10_001, "RL501"),
+    }
+)
+# An upsert says in its answer what a row is refused for; a call is refused for what is wrong with it.
+UPSERT_TARGET = Rule({**dict.fromkeys(RELATION, "RL112"), "null": "RL101"}, called="")
+UPSERT_KEY = Rule(
+    {
+        **dict.fromkeys(WORDS, "RL204"),
+        "null": OK,
+        **dict.fromkeys(("empty", "null word"), "RL101"),
+        "the key": Value(["k"], OK),
+        "the key twice, and quoted": Value(["k", '"k"', "K"], OK),
+    }
+)
+UPSERT_RULE = {
+    "key": UPSERT_KEY,
+    "precedence": Rule({**dict.fromkeys(TEXT, "RL114"), "null": OK}, called=""),
+    "on_tie": word(null="RL102"),
+}
+UPSERT = {
+    **UPSERT_RULE,
+    "target": UPSERT_TARGET,
+    "batch_id": text(300),
+    "strict": Rule({"null": "RL101"}),
+}
+YARDSTICK = {
+    name: Rule({**dict.fromkeys(TEXT, "RL205"), "null": "RL101"})
+    for name in ("version", "rule_set")
+}
 
 FAILED = {"status": "failed", "error_type": "x"}
 SUCCEEDED = {"status": "succeeded", "input_tokens": 1, "output_tokens": 1}
@@ -472,6 +532,39 @@ TABLE: dict[str, dict[str, Rule]] = {
         ),
         "tenant_id": text(200, empty="RL101"),
     },
+    "upsert": {
+        **UPSERT,
+        "rows": Rule(
+            {**ROWS.kinds, "objects": "RL113", "10001 rows": Value([{}] * 100_001, "RL501")},
+            called="",
+        ),
+        "columns": Rule(dict.fromkeys(WORDS, OK)),  # each row has a column more
+    },
+    "upsert_from": {
+        **UPSERT,
+        "source": Rule(
+            {**dict.fromkeys(RELATION, "RL112"), **dict.fromkeys(("null", "none"), "RL101")},
+            called="",
+        ),
+        "columns": Rule({**dict.fromkeys(WORDS, "RL113"), "null": OK}, called=""),
+    },
+    "plan_upsert": {
+        **UPSERT_RULE,
+        "target": UPSERT_TARGET,
+        "columns": Rule(dict.fromkeys(WORDS, "RL113"), called=""),
+    },
+    "persist_model_performance": {"rows": ROWS},
+    "rollup_model_performance": {
+        "from": day("RL109"),
+        "to": day("RL109"),
+        "tenant_id": text(200, empty="RL101"),
+    },
+    "model_performance_between": {
+        "tenant_id": text(200, empty="RL101"),
+        "from": day(OK, null="RL101", given={"to": DATE["last"]}),
+        "to": day(OK, null="RL101", given={"from": DATE["first"]}),
+        "task_type": text(),
+    },
     "maintain": {"ahead": span(zero=OK)},
     "configure": {
         "settings": Rule({**dict.fromkeys(JSON, "RL107"), "object": OK, "huge": "RL107"}, called="")
@@ -489,6 +582,26 @@ TABLE: dict[str, dict[str, Rule]] = {
     },
     "unbind_role": {"role": Rule({"null": "RL101", "empty": OK, "odd": OK, "huge": OK})},
     "set_clock": {"now": moment(future=OK)},
+    "score_pattern": {
+        "pattern": Rule(
+            {**dict.fromkeys(JSON, "RL107"), "null": "RL101", "object": OK, "huge": "RL108"}
+        ),
+        **YARDSTICK,
+    },
+    "score_patterns": {"rows": ROWS, **YARDSTICK},
+    "persist_pattern_quality": {"rows": ROWS},
+    "set_pattern_rules": {
+        "rule_set": word(null="RL101"),
+        "rules": Rule(
+            {
+                **dict.fromkeys(JSON, "RL107"),
+                "null": "RL101",
+                "array": OK,  # a rule set without node types
+                "objects": "RL101",
+            },
+            called="",
+        ),
+    },
     "uuid_v7_time": {"id": Rule(dict.fromkeys(UUID, OK))},
     "bound_tenants": {},
     "clock": {},
@@ -558,8 +671,16 @@ SETTINGS: dict[str, tuple[list[Any], list[Any]]] = {
     "retry_jitter": ([-0.1, 1.1, "NaN", "Infinity", "-Infinity"], ["much", "", {}, [], True]),
     "implausible_factor": ([0, -1, 1.9, 1001, "NaN", "Infinity"], ["much", "", {}, [], True]),
     "implausible_usd_per_mtok": ([0, -1, 1e10, "NaN", "Infinity"], ["much", "", {}, [], True]),
+    "rollup_look_back": (["-1 second", "11 years"], ["soon", "", {}, []]),
 }
 
+
+# Something to upsert into.
+SHELF = """
+create table public.shelf (k integer primary key, n integer);
+create table public.staged_shelf as select 1 as k, 1 as n;
+create type public.pair as (k integer, n integer);
+grant select, insert, update on public.shelf, public.staged_shelf to test_admin"""
 
 # -- the world in which they are called ---------------------------------------------------------
 
@@ -610,12 +731,26 @@ class World:
                 "response": {"a": 1},
             },
             "reap": {"limit": 10, "tenant_id": "nobody"},
+            "upsert": {"target": "public.shelf", "rows": [{"k": 1, "n": 1}]},
+            "upsert_from": {"target": "public.shelf", "source": "public.staged_shelf"},
+            "plan_upsert": {"target": "public.shelf", "columns": ["k", "n"]},
+            "persist_model_performance": {"rows": []},
+            "rollup_model_performance": {"tenant_id": "nobody"},
+            "model_performance_between": {
+                "tenant_id": "acme",
+                "from": "2030-01-01",
+                "to": "2030-01-16",
+            },
             "maintain": {"ahead": "1 day"},
             "configure": {"settings": {}},
             "grant_tenant": {"role": "test_writer", "tenant_id": "acme"},
             "revoke_tenant": {"role": "test_writer", "tenant_id": "acme"},
             "unbind_role": {"role": "test_writer"},
             "set_clock": {"now": NOON.isoformat()},
+            "score_pattern": {"pattern": {"code": "x = 1"}},
+            "score_patterns": {"rows": []},
+            "persist_pattern_quality": {"rows": []},
+            "set_pattern_rules": {"rule_set": "own", "rules": [{"node_type": "Step"}]},
             "uuid_v7_time": {"id": str(uuid7())},
             "import_models": {
                 "model_slug": f"gamma-{n}",
@@ -656,6 +791,7 @@ def world(server: Any, template: str) -> Iterator[World]:
         # as text: Python has no year 0 and no year 10000
         conn.adapters.register_loader("timestamptz", TextLoader)
         owner.execute(DIGEST)
+        owner.execute(SHELF)
         set_clock(conn, NOON)
         conn.execute("""select routeledger.configure('{"retry_jitter": 0}')""")
         conn.execute("select routeledger.maintain()")
@@ -724,7 +860,10 @@ def complaint(
         return f"{said}, not {verdict or 'accepted'}"
     if answer.code is None:
         return None
-    if (answer.message, answer.hint) != messages[answer.code]:
+    message, hint = messages[answer.code]
+    if answer.code == "RL204":  # says what to call
+        hint = answer.hint or ""
+    if (answer.message, answer.hint) != (message, hint):
         return f"{answer.code} says {answer.message!r} {answer.hint!r}"
     if not isinstance(answer.detail, dict) or not answer.detail:
         return f"{answer.code} has the detail {answer.detail!r}"
@@ -1024,7 +1163,7 @@ def test_a_bound_role_and_another_tenant(
     before = world.digest()
     row = world.row(routine)
     types = world.routines[routine]
-    if routine == "reap":
+    if routine not in SET_FORMS:
         with pytest.raises(psycopg.Error) as caught:
             rows_of(bound, routine, types, {**row, "tenant_id": "acme"})
         answers = [refusal(caught.value)]

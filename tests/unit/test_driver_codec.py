@@ -84,10 +84,10 @@ def test_ids_are_uuids_of_version_7_dated_now() -> None:
 def test_versions() -> None:
     dsn = "dbname=d password=secret"
     _handshake.check("0.1.0", dsn)
-    _handshake.check("0.1.7", dsn)
+    _handshake.check("0.2.7", dsn)
     with pytest.raises(errors.SchemaTooNew) as newer:
-        _handshake.check("0.2.0", dsn)
-    assert newer.value.hint == "Run: pip install --upgrade 'routeledger>=0.2.0'"
+        _handshake.check("0.3.0", dsn)
+    assert newer.value.hint == "Run: pip install --upgrade 'routeledger>=0.3.0'"
     with pytest.raises(errors.OtherVersionInstalled) as older:
         _handshake.check("0.0.9", dsn)
     assert older.value.hint == "Run: routeledger upgrade --dsn dbname=d"
