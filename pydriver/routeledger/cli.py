@@ -1,4 +1,4 @@
-"""The command line: install and look after a ledger, bring prices in, run the demo.
+"""The command line: install and look after a ledger, bring things in, run the demo.
 
 Every command that talks to a database takes ``--dsn`` or libpq's own environment, and ``--json``,
 which puts one JSON document on standard output and everything else on standard error.
@@ -7,38 +7,46 @@ which puts one JSON document on standard output and everything else on standard 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import date, datetime, timedelta, timezone
-from decimal import Decimal
+from collections.abc import Iterable
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
-from uuid import UUID
+from typing import Annotated, Any
 
-import psycopg
 import typer
-from psycopg.rows import dict_row
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from routeledger import catalog, doctor, install
+from routeledger import _terminal as terminal
+from routeledger import catalog, cli_patterns, doctor, install
+from routeledger._terminal import (
+    DATABASE,
+    FINDING,
+    INTERRUPTED,
+    MISSING,
+    NO_CONNECTION,
+    OK,
+    REFUSED,
+    USAGE,
+    AsJson,
+    Dsn,
+    Yes,
+)
 from routeledger._version import __version__
-from routeledger.errors import LedgerError, LedgerUnavailable, NotInstalled, translate
 
-__all__ = ["app", "main"]
-
-OK = 0
-FINDING = 1
-USAGE = 2
-NO_CONNECTION = 3
-REFUSED = 4
-DATABASE = 5
-MISSING = 6
-INTERRUPTED = 130
+__all__ = [
+    "DATABASE",
+    "FINDING",
+    "INTERRUPTED",
+    "MISSING",
+    "NO_CONNECTION",
+    "OK",
+    "REFUSED",
+    "USAGE",
+    "app",
+    "main",
+]
 
 EPILOG = """
 [bold]Exit codes[/bold]
@@ -74,143 +82,8 @@ app = typer.Typer(
 models_app = typer.Typer(no_args_is_help=True, help="The catalog: models and their dated prices.")
 spool_app = typer.Typer(no_args_is_help=True, help="Writes kept while the database was down.")
 app.add_typer(models_app, name="models")
+app.add_typer(cli_patterns.app, name="patterns")
 app.add_typer(spool_app, name="spool")
-
-Dsn = Annotated[
-    str | None,
-    typer.Option(
-        "--dsn",
-        metavar="CONNINFO",
-        help="Connection string or URI; without it libpq's environment is used.",
-        show_default=False,
-    ),
-]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="One JSON document on standard output, and nothing else.")
-]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-
-
-# -- output ----------------------------------------------------------------------------------------
-
-
-def _out() -> Console:
-    # Into a pipe a line stays a line: what reads it may be grep.
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 500)
-
-
-def _err() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def _print_json(document: object) -> None:
-    json.dump(document, sys.stdout, default=_plain, indent=2)
-    sys.stdout.write("\n")
-
-
-def _plain(value: object) -> object:
-    """What JSON has no word for: times in ISO 8601, intervals in seconds."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    if isinstance(value, LedgerError):
-        return _error_document(value)
-    if isinstance(value, (datetime, date)):
-        return value.isoformat()
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    if isinstance(value, Decimal):
-        return float(value)
-    if isinstance(value, (UUID, Path)):
-        return str(value)
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)
-    msg = f"no JSON for {type(value).__name__}"
-    raise TypeError(msg)
-
-
-def _error_document(error: LedgerError) -> dict[str, Any]:
-    return {
-        "code": error.sqlstate,
-        "name": error.name,
-        "message": error.message,
-        "detail": error.detail,
-        "hint": error.hint,
-    }
-
-
-def _fail(
-    message: str, code: int, as_json: bool, *, hint: str | None = None, name: str = "error"
-) -> NoReturn:
-    _report(LedgerError(message, name=name, hint=hint), as_json)
-    raise typer.Exit(code)
-
-
-def _report(error: LedgerError, as_json: bool) -> None:
-    console = _err()
-    head = f"{error.sqlstate} {error.name}" if error.sqlstate else error.name
-    console.print(f"[bold red]{escape(head)}[/]: {escape(error.message)}")
-    if error.detail:
-        if set(error.detail) <= {"reason", "detail"}:
-            for text in error.detail.values():
-                console.print(f"  {escape(str(text))}")
-        else:
-            console.print(f"  detail: {escape(json.dumps(error.detail, default=str))}")
-    if error.hint:
-        console.print(f"  hint: {escape(error.hint)}")
-    if as_json:
-        _print_json({"error": _error_document(error)})
-
-
-@contextlib.contextmanager
-def _answering(as_json: bool) -> Iterator[None]:
-    """Turn whatever goes wrong into a message and an exit code; never a traceback."""
-    try:
-        yield
-    except catalog.CatalogError as exc:
-        missing = isinstance(exc.__cause__, ImportError)
-        _fail(str(exc), MISSING if missing else USAGE, as_json, name="catalog")
-    except LedgerError as exc:
-        _report(exc, as_json)
-        raise typer.Exit(_exit_code(exc)) from exc
-    except psycopg.Error as exc:
-        error = translate(exc)
-        if error.sqlstate in ("3F000", "42883", "42P01"):
-            error = NotInstalled(
-                "there is no routeledger in this database, or not this version of it",
-                detail={"reason": error.message},
-                hint="Run `routeledger plan`, then `routeledger install`.",
-            )
-        _report(error, as_json)
-        raise typer.Exit(_exit_code(error)) from exc
-    except BrokenPipeError:
-        raise  # whoever reads our output has had enough
-    except OSError as exc:
-        _fail(str(exc), MISSING, as_json, name="missing")
-    except KeyboardInterrupt:
-        _err().print("interrupted")
-        raise typer.Exit(INTERRUPTED) from None
-
-
-def _exit_code(error: LedgerError) -> int:
-    if error.sqlstate is not None and error.sqlstate.startswith("RL"):
-        return REFUSED
-    if isinstance(error, LedgerUnavailable):
-        return NO_CONNECTION
-    return DATABASE
-
-
-def _table(*columns: str, right: Sequence[str] = ()) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return table
-
-
-def _rows(
-    conn: psycopg.Connection[Any], query: str, params: dict[str, Any] | None = None
-) -> list[dict[str, Any]]:
-    with conn.cursor(row_factory=dict_row) as cur:
-        return cur.execute(query.encode(), params).fetchall()
 
 
 def _show_version(value: bool) -> None:
@@ -238,12 +111,12 @@ def plan_command(dsn: Dsn = None, as_json: AsJson = False) -> None:
 
     Exit code 4 when they would be refused.
     """
-    with _answering(as_json):
+    with terminal.answering(as_json):
         found = install.plan(dsn)
         if as_json:
-            _print_json(found)
+            terminal.print_json(found)
         else:
-            out = _out()
+            out = terminal.out()
             out.print(
                 f"database   {escape(found.database)} on PostgreSQL {found.server_version}, "
                 f"as {escape(found.role)}"
@@ -256,8 +129,8 @@ def plan_command(dsn: Dsn = None, as_json: AsJson = False) -> None:
             for note in found.notes:
                 out.print(f"note       {escape(note)}")
         if found.error is not None:
-            _report(found.error, as_json=False)
-            raise typer.Exit(_exit_code(found.error))
+            terminal.report(found.error, as_json=False)
+            raise typer.Exit(terminal.exit_code(found.error))
 
 
 _ACTIONS = {
@@ -277,7 +150,7 @@ def install_command(dsn: Dsn = None, as_json: AsJson = False) -> None:
 
     [bold]Example[/bold]: routeledger install --dsn postgresql://owner@db/app
     """
-    with _answering(as_json):
+    with terminal.answering(as_json):
         _show_install(install.install(dsn), as_json)
 
 
@@ -287,15 +160,15 @@ def upgrade_command(dsn: Dsn = None, as_json: AsJson = False) -> None:
 
     `routeledger plan` shows which scripts; `routeledger sql --upgrade-from VERSION` prints them.
     """
-    with _answering(as_json):
+    with terminal.answering(as_json):
         _show_install(install.upgrade(dsn), as_json)
 
 
 def _show_install(result: install.InstallResult, as_json: bool) -> None:
     if as_json:
-        _print_json(result)
+        terminal.print_json(result)
         return
-    out = _out()
+    out = terminal.out()
     where = f"in {escape(result.database)}, owned by {escape(result.role)}"
     if result.action == "upgraded":
         out.print(f"routeledger {result.before} is now {result.version} {where}")
@@ -308,7 +181,7 @@ def _show_install(result: install.InstallResult, as_json: bool) -> None:
     else:
         out.print(f"routeledger {result.version} is installed {where}; nothing to do")
     for note in result.notes:
-        _err().print(f"note: {escape(note)}")
+        terminal.err().print(f"note: {escape(note)}")
 
 
 @app.command("sql")
@@ -329,20 +202,24 @@ def sql_command(
 
     [bold]Example[/bold]: routeledger sql | psql -v ON_ERROR_STOP=1 app
     """
-    with _answering(as_json):
+    with terminal.answering(as_json):
         if version is not None and upgrade_from is not None:
-            _fail("give --version or --upgrade-from, not both", USAGE, as_json, name="usage")
+            terminal.fail(
+                "give --version or --upgrade-from, not both", USAGE, as_json, name="usage"
+            )
         if upgrade_from is not None:
             text = install.upgrade_sql(upgrade_from)
         elif version is not None:
             try:
                 text = install.released_sql(version)
             except ValueError as exc:
-                _fail(str(exc), USAGE, as_json, name="usage")
+                terminal.fail(str(exc), USAGE, as_json, name="usage")
         else:
             text = install.install_sql()
         if as_json:
-            _print_json({"version": version or __version__, "from": upgrade_from, "sql": text})
+            terminal.print_json(
+                {"version": version or __version__, "from": upgrade_from, "sql": text}
+            )
         else:
             sys.stdout.write(text)
 
@@ -354,17 +231,17 @@ def verify_command(dsn: Dsn = None, as_json: AsJson = False) -> None:
     Compares functions, tables, columns, constraints, indexes, grants and comments. Exit code 1
     when something differs; `routeledger install` re-asserts functions, grants and comments.
     """
-    with _answering(as_json):
+    with terminal.answering(as_json):
         result = install.verify(dsn)
         if as_json:
-            _print_json(result)
+            terminal.print_json(result)
         elif result.ok:
-            _out().print(
+            terminal.out().print(
                 f"routeledger {result.version} in {escape(result.database)} is as released "
                 f"({result.facts} facts)"
             )
         else:
-            out = _out()
+            out = terminal.out()
             for fact in result.missing:
                 out.print(f"[red]-[/] {escape(fact)}")
             for fact in result.unexpected:
@@ -375,7 +252,7 @@ def verify_command(dsn: Dsn = None, as_json: AsJson = False) -> None:
                 "not have"
             )
         if result.absent_roles and not as_json:
-            _err().print(f"note: absent roles: {', '.join(result.absent_roles)}")
+            terminal.err().print(f"note: absent roles: {', '.join(result.absent_roles)}")
         if not result.ok:
             raise typer.Exit(FINDING)
 
@@ -383,7 +260,7 @@ def verify_command(dsn: Dsn = None, as_json: AsJson = False) -> None:
 @app.command("facts", hidden=True)
 def facts_command(dsn: Dsn = None) -> None:
     """Print the installed objects, one line a fact."""
-    with _answering(as_json=False):
+    with terminal.answering(as_json=False):
         for fact in install.snapshot(dsn):
             typer.echo(fact)
 
@@ -401,12 +278,12 @@ def uninstall_command(
 
     [bold]Example[/bold]: routeledger uninstall --roles --yes --dsn postgresql://owner@db/scratch
     """
-    with _answering(as_json):
+    with terminal.answering(as_json):
         if as_json and not yes:
-            _fail("--json cannot ask: add --yes", USAGE, as_json, name="usage")
+            terminal.fail("--json cannot ask: add --yes", USAGE, as_json, name="usage")
         if not yes:
             found = install.contents(dsn)
-            err = _err()
+            err = terminal.err()
             if found.installed is None and not roles:
                 err.print(f"there is no routeledger in {escape(found.database)}")
                 return
@@ -424,9 +301,9 @@ def uninstall_command(
             typer.confirm("Drop it all?", abort=True, err=True)
         result = install.uninstall(dsn, roles=roles)
         if as_json:
-            _print_json(result)
+            terminal.print_json(result)
             return
-        out = _out()
+        out = terminal.out()
         if result.removed:
             lost = sum(abs(count) for count in result.rows.values())
             out.print(f"routeledger is gone from {escape(result.database)}, with {lost:,} rows")
@@ -456,18 +333,18 @@ def doctor_command(
     Server and schema version, objects as released, roles, partitions ahead, leases past their end,
     orphans, reconciliation, prices, clocks, durability settings. Exit code 1 when one fails.
     """
-    with _answering(as_json):
+    with terminal.answering(as_json):
         checks = doctor.diagnose(dsn, spool=spool)
         bad = {"fail", "warn"} if strict else {"fail"}
         healthy = not any(check.status in bad for check in checks)
         if as_json:
-            _print_json({"ok": healthy, "checks": checks})
+            terminal.print_json({"ok": healthy, "checks": checks})
         else:
-            table = _table("", "check", "finding")
+            table = terminal.table("", "check", "finding")
             for check in checks:
                 advice = f"\n[dim]{escape(check.advice)}[/]" if check.advice else ""
                 table.add_row(_MARKS[check.status], check.name, escape(check.finding) + advice)
-            _out().print(table)
+            terminal.out().print(table)
         if not healthy:
             raise typer.Exit(FINDING)
 
@@ -489,10 +366,10 @@ def reap_command(
 
     Safe to run from many places at once. Meant for cron, every minute.
     """
-    with _answering(as_json), install.connection(dsn) as conn:
+    with terminal.answering(as_json), install.connection(dsn) as conn:
         reaped: list[dict[str, Any]] = []
         while True:
-            batch = _rows(
+            batch = terminal.rows(
                 conn,
                 "select * from routeledger.reap(p_limit => %(limit)s, p_tenant_id => %(tenant)s)",
                 {"limit": limit, "tenant": tenant},
@@ -501,9 +378,9 @@ def reap_command(
             if once or len(batch) < limit:
                 break
         if as_json:
-            _print_json({"reaped": len(reaped), "decisions": reaped})
+            terminal.print_json({"reaped": len(reaped), "decisions": reaped})
         else:
-            _out().print(f"reaped {len(reaped):,} decisions")
+            terminal.out().print(f"reaped {len(reaped):,} decisions")
 
 
 @app.command("maintain")
@@ -521,19 +398,19 @@ def maintain_command(
     as_json: AsJson = False,
 ) -> None:
     """Make the partitions that will be needed. Meant for cron, daily."""
-    with _answering(as_json), install.connection(dsn) as conn:
-        actions = _rows(
+    with terminal.answering(as_json), install.connection(dsn) as conn:
+        actions = terminal.rows(
             conn,
             "select * from routeledger.maintain(p_ahead => %(ahead)s::interval)",
             {"ahead": ahead},
         )
         if as_json:
-            _print_json({"actions": actions})
+            terminal.print_json({"actions": actions})
         elif not actions:
-            _out().print("nothing to do")
+            terminal.out().print("nothing to do")
         else:
             for action in actions:
-                _out().print(f"{action['action']} {escape(str(action['object']))}")
+                terminal.out().print(f"{action['action']} {escape(str(action['object']))}")
 
 
 @app.command("demo")
@@ -570,7 +447,7 @@ def demo_command(
     Without --dsn a private Postgres is started, so this needs nothing installed but
     `pip install 'routeledger\\[demo]'`. Writes a self-contained report.html.
     """
-    with _answering(as_json):
+    with terminal.answering(as_json):
         try:
             from routeledger.demo import run_demo
 
@@ -587,7 +464,7 @@ def demo_command(
         except ModuleNotFoundError as exc:
             if (exc.name or "").split(".")[0] == "routeledger":
                 raise
-            _fail(
+            terminal.fail(
                 f"the demo needs {exc.name}, which is not installed",
                 MISSING,
                 as_json,
@@ -598,9 +475,9 @@ def demo_command(
             # no private server to be had (it says what to do), or the demo itself broke
             hint = getattr(exc, "hint", None)
             message = getattr(exc, "message", None) or str(exc)
-            _fail(message, MISSING if hint else FINDING, as_json, hint=hint, name="demo")
+            terminal.fail(message, MISSING if hint else FINDING, as_json, hint=hint, name="demo")
         except (ValueError, OSError) as exc:  # a trace or a report path that will not do
-            _fail(str(exc), USAGE, as_json, name="demo")
+            terminal.fail(str(exc), USAGE, as_json, name="demo")
         if code:
             raise typer.Exit(code)
 
@@ -645,9 +522,9 @@ def models_import_command(
     routeledger models import model_prices_and_context_window.json --valid-from 2026-11-01\n
     curl -s $URL | routeledger models import -
     """
-    with _answering(as_json):
+    with terminal.answering(as_json):
         if file is not None and genai_prices:
-            _fail("give a file or --genai-prices, not both", USAGE, as_json, name="usage")
+            terminal.fail("give a file or --genai-prices, not both", USAGE, as_json, name="usage")
         since = valid_from.replace(tzinfo=timezone.utc) if valid_from else None
         with contextlib.ExitStack() as stack:
             if file is None:
@@ -663,7 +540,7 @@ def models_import_command(
                     TextColumn("{task.completed:,} rows"),
                     BarColumn(),
                     TimeElapsedColumn(),
-                    console=_err(),
+                    console=terminal.err(),
                     transient=True,
                     disable=as_json or not sys.stderr.isatty(),
                 )
@@ -673,7 +550,7 @@ def models_import_command(
                 conn, rows, progress=lambda so_far: progress.update(task, completed=so_far.read)
             )
         if as_json:
-            _print_json(report)
+            terminal.print_json(report)
         else:
             _show_import(report)
         if report.refused or report.unreadable:
@@ -681,7 +558,7 @@ def models_import_command(
 
 
 def _show_import(report: catalog.ImportReport) -> None:
-    out = _out()
+    out = terminal.out()
     out.print(
         f"{report.read:,} rows read: {report.accepted:,} accepted, {report.replayed:,} known "
         f"already, {report.refused:,} refused, {report.unreadable:,} unreadable, "
@@ -691,7 +568,7 @@ def _show_import(report: catalog.ImportReport) -> None:
         f"{report.unknown_price:,} without a known price; {report.flagged:,} flagged as far off "
         "their neighbours"
     )
-    err = _err()
+    err = terminal.err()
     for refusal in report.refusals:
         err.print(
             f"refused {escape(str(refusal['model']))}: {refusal['code']} "
@@ -713,8 +590,8 @@ def models_list_command(
     as_json: AsJson = False,
 ) -> None:
     """List models with the price in force now, USD per million tokens; `-` is unknown."""
-    with _answering(as_json), install.connection(dsn) as conn:
-        models = _rows(
+    with terminal.answering(as_json), install.connection(dsn) as conn:
+        models = terminal.rows(
             conn,
             """
             select * from routeledger.current_prices
@@ -728,9 +605,9 @@ def models_list_command(
         more = len(models) > limit
         models = models[:limit]
         if as_json:
-            _print_json({"models": models, "more": more})
+            terminal.print_json({"models": models, "more": more})
             return
-        table = _table(
+        table = terminal.table(
             "model",
             "provider",
             "input",
@@ -757,9 +634,9 @@ def models_list_command(
                 _since(model["valid_from"]),
                 model["flag"] or "",
             )
-        _out().print(table)
+        terminal.out().print(table)
         if more:
-            _err().print(f"only the first {limit:,}: narrow it down, or raise --limit")
+            terminal.err().print(f"only the first {limit:,}: narrow it down, or raise --limit")
 
 
 def _since(instant: datetime | None) -> str:
@@ -782,12 +659,12 @@ SpoolPath = Annotated[
 @spool_app.command("show")
 def spool_show_command(path: SpoolPath = None, as_json: AsJson = False) -> None:
     """Say what a spool holds. Needs no database."""
-    with _answering(as_json):
+    with terminal.answering(as_json):
         backlog = doctor.spool_backlog(path)
         if as_json:
-            _print_json(backlog)
+            terminal.print_json(backlog)
             return
-        out = _out()
+        out = terminal.out()
         out.print(f"{backlog.records:,} records, {backlog.bytes:,} bytes in {backlog.path}")
         for routine, count in backlog.routines.items():
             out.print(f"  {count:>8,} {escape(routine)}")
@@ -803,7 +680,7 @@ def spool_replay_command(path: SpoolPath = None, dsn: Dsn = None, as_json: AsJso
 
     What the ledger refuses is kept beside the spool, with the reason; exit code 1 then.
     """
-    with _answering(as_json):
+    with terminal.answering(as_json):
         from routeledger import connect, spool
 
         kept = spool.Spool(path)
@@ -812,16 +689,16 @@ def spool_replay_command(path: SpoolPath = None, dsn: Dsn = None, as_json: AsJso
         with connect(dsn, min_size=1, max_size=2) as ledger:
             report = ledger.replay_spool(kept)
         if as_json:
-            _print_json(report)
+            terminal.print_json(report)
         else:
-            out = _out()
+            out = terminal.out()
             out.print(
                 f"{report.total:,} records: {report.accepted:,} brought in, "
                 f"{report.replayed:,} known already, {report.refused:,} refused, "
                 f"{report.torn:,} torn"
             )
             if report.refused:
-                _err().print(f"the refused ones, with reasons: {kept.refused_path}")
+                terminal.err().print(f"the refused ones, with reasons: {kept.refused_path}")
         if report.refused:
             raise typer.Exit(FINDING)
 
