@@ -33,7 +33,12 @@ PAIRS: list[tuple[str, str]] = [
     ("pydriver/routeledger/_loop_async.py", "pydriver/routeledger/_loop_sync.py"),
     ("pydriver/routeledger/_coalesce_async.py", "pydriver/routeledger/_coalesce_sync.py"),
     ("pydriver/routeledger/_replay_async.py", "pydriver/routeledger/_replay_sync.py"),
+    ("pydriver/routeledger/_upsert_async.py", "pydriver/routeledger/_upsert_sync.py"),
     ("tests/integration/test_driver_async.py", "tests/integration/test_driver_sync.py"),
+    (
+        "tests/integration/test_driver_upsert_async.py",
+        "tests/integration/test_driver_upsert_sync.py",
+    ),
     (
         "tests/integration/test_driver_spool_async.py",
         "tests/integration/test_driver_spool_sync.py",
@@ -49,11 +54,14 @@ NAMES: dict[str, str] = {
     "AsyncCoalescer": "Coalescer",
     "AsyncOpenAttempt": "OpenAttempt",
     "AsyncReplay": "Replay",
+    "AsyncSource": "Source",
+    "AsyncUpsert": "Upsert",
     "AsyncOpenDecision": "OpenDecision",
     "_async": "_sync",
     "_loop_async": "_loop_sync",
     "_coalesce_async": "_coalesce_sync",
     "_replay_async": "_replay_sync",
+    "_upsert_async": "_upsert_sync",
     "_aio": "_threads",
     "async_ledger": "ledger",
     # psycopg

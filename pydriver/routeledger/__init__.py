@@ -45,9 +45,12 @@ from routeledger.types import (
     Reaped,
     ReconciliationRow,
     RecordedOutcome,
+    Refusal,
     RowResult,
     StartedAttempt,
     StoredPayload,
+    UpsertProgress,
+    UpsertResult,
 )
 
 if TYPE_CHECKING:
@@ -79,9 +82,12 @@ __all__ = [
     "Reaped",
     "ReconciliationRow",
     "RecordedOutcome",
+    "Refusal",
     "RowResult",
     "StartedAttempt",
     "StoredPayload",
+    "UpsertProgress",
+    "UpsertResult",
     "__version__",
     "classify",
     "connect",

@@ -145,6 +145,10 @@ class Worker:
         """Wait for its end."""
         await asyncio.wait([self._task])
 
+    def cancel(self) -> None:
+        """Stop the work where it waits."""
+        self._task.cancel()
+
     def ended(self) -> bool:
         """Whether it has ended, or was cancelled with its event loop."""
         return self._task.done()

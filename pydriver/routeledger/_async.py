@@ -29,6 +29,7 @@ from ._ids import IdMaker
 from ._loop_async import AsyncOpenDecision
 from ._replay_async import AsyncReplay
 from ._routines import Routine
+from ._upsert_async import AsyncUpsert, Rows
 from .errors import LedgerClosed, LedgerError, LedgerUnavailable, translate
 from .spool import DEFAULT_MAX_BYTES, ReplayReport, Spool
 from .types import Candidate, OutcomeStatus, RowResult
@@ -44,6 +45,7 @@ Candidates = Sequence[Candidate | Mapping[str, Any] | str]
 Money = Decimal | float | int | str
 Id = UUID | str
 Next = Literal["policy", "hold", "give_up"]
+OnTie = Literal["greatest_row", "replace", "keep"]
 TrafficClass = Literal["production", "shadow", "synthetic", "replay"]
 OnLedgerError = Literal["raise", "spool"]
 Conn = AsyncConnection[Any]
@@ -658,6 +660,94 @@ class AsyncLedger:
                 ``output_usd_per_mtok`` and more; an absent price is unknown, never free.
         """
         return await self._many(_routines.IMPORT_MODELS, list(rows), conn)
+
+    # -- any table --
+
+    async def upsert(
+        self,
+        table: str,
+        rows: Rows,
+        *,
+        key: Sequence[str] | None = None,
+        precedence: str | None = None,
+        on_tie: OnTie = "greatest_row",
+        columns: Sequence[str] | None = None,
+        batch_id: str | None = None,
+        strict: bool = False,
+        progress: Callable[[types.UpsertProgress], object] | None = None,
+        chunk_rows: int = 50_000,
+        connections: int = 2,
+        copy_threshold: int = 1000,
+        conn: Conn | None = None,
+    ) -> types.UpsertResult:
+        """Write rows into any table, each key once, whatever the order in which they come.
+
+        Of several rows of a key, in the stream and in the table, one stays: the one that wins by
+        `precedence`, and between equals the greater row as a whole. So the same rows in any order,
+        in any split, and once more, end in the same table. The rows are read chunk by chunk; each
+        chunk is a transaction of its own, and is tried again (5 times) after lost connections,
+        deadlocks, serialization failures and lock timeouts.
+
+        Args:
+            table: its name as SQL writes it, with its schema and quoted where that is needed.
+            rows: mappings, dataclass instances, named tuples, or sequences with `columns`; an
+                iterable of them, asynchronous or not; a pandas or polars DataFrame, a pyarrow
+                Table, RecordBatch or RecordBatchReader, or an iterable of such frames. They are
+                read once. Missing values of frames become NULL, see `routeledger._frames`.
+            key: the columns of a unique index; the primary key when absent, or the only unique
+                index whose columns are written.
+            precedence: ``greatest n``, ``latest updated_at``, ``first seen_at``, several terms by
+                commas, or ``sum hits, cost``, which needs `batch_id`.
+            on_tie: which of equal rows stays: the greater one as a whole (``greatest_row``), the
+                later one (``replace``), or the one that is there (``keep``). With the latter two
+                the order matters, so the chunks are written one after the other.
+            columns: those to write; what else a row has is left out. When absent they are those
+                of the first row, and a row with others is refused. A row that lacks one gets the
+                column's default where that is a constant, NULL where there is none, and is refused
+                otherwise.
+            batch_id: names the whole stream, so that a batch of sums that comes again adds
+                nothing; the same rows in the same order, `chunk_rows` and `copy_threshold` are
+                needed to recognise it.
+            strict: raise the first refusal; its chunk is not written.
+            progress: called with an `UpsertProgress` after each chunk, where the call was made.
+            chunk_rows: rows of a transaction, at most 100,000.
+            connections: chunks under way at the same time, each on a connection of the pool, and
+                the most that are in memory.
+            copy_threshold: rows from which a chunk goes through COPY; fewer go as one JSON array.
+            conn: a connection of the caller's: all in its transaction, one chunk after the other,
+                not tried again and not committed.
+
+        Returns:
+            Exact counts, and why each row that was refused was; a bad row spoils no other.
+
+        Raises:
+            NoUniqueIndex: there is none of this key.
+            NoSuchColumn, UnsuitableTarget, UnsuitablePrecedence: the call is wrong as it stands.
+            BatchReused: the batch was applied with other rows, or in other chunks.
+            LedgerError: whatever else the table or the way to it refuses.
+
+        Any exception, those of the caller's own iterator included, carries as ``partial`` the
+        `UpsertResult` of the chunks that were committed before it. The same call again is safe.
+        """
+        options = {
+            "target": table,
+            "key": None if key is None else list(key),
+            "precedence": precedence,
+            "on_tie": on_tie,
+            "strict": strict,
+        }
+        upsert = AsyncUpsert(
+            self._pool,
+            options,
+            timeout=self._timeout,
+            batch_id=batch_id,
+            progress=progress,
+            chunk_rows=chunk_rows,
+            connections=connections,
+            copy_threshold=copy_threshold,
+            conn=conn,
+        )
+        return await upsert.run(rows, columns)
 
     # -- upkeep --
 

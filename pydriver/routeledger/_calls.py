@@ -148,6 +148,77 @@ select routeledger.configure(
   p_settings => %(settings)s::jsonb) as settings
 """
 
+# -- upserts into any table -----------------------------------------------------------------------
+
+UPSERT: Final[LiteralString] = """
+select received, collapsed, inserted, updated, unchanged, refused, refusals
+from routeledger.upsert(
+  p_target => %(target)s::regclass,
+  p_rows => %(rows)s::jsonb,
+  p_key => %(key)s::text[],
+  p_precedence => %(precedence)s::text,
+  p_on_tie => %(on_tie)s::text,
+  p_columns => %(columns)s::text[],
+  p_batch_id => %(batch_id)s::text,
+  p_strict => %(strict)s::boolean)
+"""
+
+UPSERT_FROM: Final[LiteralString] = """
+select received, collapsed, inserted, updated, unchanged, refused, refusals
+from routeledger.upsert_from(
+  p_target => %(target)s::regclass,
+  p_source => %(source)s::regclass,
+  p_key => %(key)s::text[],
+  p_precedence => %(precedence)s::text,
+  p_on_tie => %(on_tie)s::text,
+  p_columns => %(columns)s::text[],
+  p_batch_id => %(batch_id)s::text,
+  p_strict => %(strict)s::boolean)
+"""
+
+PLAN_UPSERT: Final[LiteralString] = """
+select target, unique_index, key, columns, statement
+from routeledger.plan_upsert(
+  p_target => %(target)s::regclass,
+  p_columns => %(columns)s::text[],
+  p_key => %(key)s::text[],
+  p_precedence => %(precedence)s::text,
+  p_on_tie => %(on_tie)s::text)
+"""
+
+UPSERT_TARGET: Final[LiteralString] = """
+select n.nspname, c.relname
+from pg_catalog.pg_class c
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where c.oid = %(target)s::regclass
+"""
+
+# Of each column: its name, its type beneath any domains, and the function that reads its binary form.
+UPSERT_COLUMNS: Final[LiteralString] = """
+select a.attname, t.oid, p.prosrc
+from pg_catalog.pg_attribute a
+cross join lateral (
+  with recursive types (type) as (
+    select a.atttypid
+    union all
+    select d.typbasetype from types s join pg_catalog.pg_type d on d.oid = s.type where d.typtype = 'd'
+  )
+  select s.type from types s
+) s
+join pg_catalog.pg_type t on t.oid = s.type and t.typtype <> 'd'
+left join pg_catalog.pg_proc p on p.oid = t.typreceive
+where a.attrelid = %(target)s::regclass and a.attnum > 0 and not a.attisdropped
+order by a.attnum
+"""
+
+# The place where a chunk waits to be merged: a table with exactly the types of the target's columns.
+UPSERT_STAGE: Final[LiteralString] = """
+create temporary table _routeledger_rows on commit drop as select {columns} from {target} with no data
+"""
+UPSERT_SOURCE: Final[LiteralString] = "pg_temp._routeledger_rows"
+UPSERT_COPY: Final[LiteralString] = "copy pg_temp._routeledger_rows from stdin (format binary)"
+UPSERT_UNSTAGE: Final[LiteralString] = "drop table pg_temp._routeledger_rows"
+
 # -- set-based forms ------------------------------------------------------------------------------
 
 INSERT_DECISIONS: Final[LiteralString] = """

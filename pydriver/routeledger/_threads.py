@@ -146,6 +146,9 @@ class Worker:
         """Wait for its end."""
         self._thread.join()
 
+    def cancel(self) -> None:
+        """A thread cannot be stopped: it finishes its work."""
+
     def ended(self) -> bool:
         """Whether it has ended."""
         return not self._thread.is_alive()

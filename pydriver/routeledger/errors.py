@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import psycopg
 from psycopg import errors as pg_errors
 from psycopg_pool import PoolClosed, PoolTimeout
+
+if TYPE_CHECKING:
+    from .types import UpsertResult
 
 __all__ = [
     "ERRORS",
@@ -23,6 +26,7 @@ __all__ = [
     "AttemptNotFound",
     "AttemptOpen",
     "BadArgument",
+    "BatchReused",
     "BatchTooLarge",
     "Conflict",
     "DecisionClosed",
@@ -41,6 +45,9 @@ __all__ = [
     "MalformedCandidates",
     "MalformedRow",
     "MissingArgument",
+    "NoKey",
+    "NoSuchColumn",
+    "NoUniqueIndex",
     "NoUpgradePath",
     "NotFound",
     "NotInVocabulary",
@@ -49,6 +56,8 @@ __all__ = [
     "OtherVersionInstalled",
     "OutOfRange",
     "RoleNotFound",
+    "RowRefused",
+    "RuleSetNotFound",
     "SchemaNotOurs",
     "SchemaTooNew",
     "ServerTooOld",
@@ -58,6 +67,8 @@ __all__ = [
     "TimeOutOfRange",
     "TooManyAttempts",
     "TooManyCandidates",
+    "UnsuitablePrecedence",
+    "UnsuitableTarget",
     "from_code",
     "translate",
 ]
@@ -74,11 +85,13 @@ class LedgerError(Exception):
         hint: what to do next.
         retryable: True when the same call may succeed unchanged.
         constraint: the name of the constraint concerned, if one is.
+        partial: of an upsert that ended early, what had been written and committed by then.
     """
 
     code: ClassVar[str | None] = None
     default_name: ClassVar[str] = "ledger_error"
     retryable: bool = False
+    partial: UpsertResult | None = None
 
     def __init__(
         self,
@@ -111,7 +124,8 @@ class LedgerError(Exception):
         return text
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (type(self), self.message, self._facts()))
+        state = {"partial": self.partial} if self.partial is not None else None
+        return (_rebuild, (type(self), self.message, self._facts()), state)
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -174,7 +188,7 @@ class BadArgument(LedgerError):  # noqa: N818
 
 
 class NotFound(LedgerError):  # noqa: N818
-    """RL2xx: no such decision or attempt of this tenant."""
+    """RL2xx: what the call is about is not there."""
 
 
 class Conflict(LedgerError):  # noqa: N818
@@ -262,6 +276,30 @@ class MalformedAttempts(BadArgument):
     code, default_name = "RL111", "malformed_attempts"
 
 
+class UnsuitableTarget(BadArgument):
+    """The relation cannot be upserted as asked."""
+
+    code, default_name = "RL112", "unsuitable_target"
+
+
+class NoSuchColumn(BadArgument):
+    """A column does not exist in the target or cannot be written."""
+
+    code, default_name = "RL113", "no_such_column"
+
+
+class UnsuitablePrecedence(BadArgument):
+    """The precedence cannot be read or does not suit its columns."""
+
+    code, default_name = "RL114", "unsuitable_precedence"
+
+
+class NoKey(BadArgument):
+    """A key column of a row is null, or the row is outside the unique index."""
+
+    code, default_name = "RL115", "no_key"
+
+
 class DecisionNotFound(NotFound):
     """No such decision of this tenant."""
 
@@ -278,6 +316,18 @@ class RoleNotFound(NotFound):
     """No such role in this cluster."""
 
     code, default_name = "RL203", "role_not_found"
+
+
+class NoUniqueIndex(NotFound):
+    """No unique index of the target fits the key."""
+
+    code, default_name = "RL204", "no_unique_index"
+
+
+class RuleSetNotFound(NotFound):
+    """No such rule set, or no such version of the scores."""
+
+    code, default_name = "RL205", "rule_set_not_found"
 
 
 class IdReused(Conflict):
@@ -314,6 +364,18 @@ class AlreadyDispatched(Conflict):
     """An override is only for failures before any dispatch."""
 
     code, default_name = "RL306", "already_dispatched"
+
+
+class RowRefused(Conflict):
+    """The table refused the row: a constraint, a policy or a trigger of its own."""
+
+    code, default_name = "RL307", "row_refused"
+
+
+class BatchReused(Conflict):
+    """The batch id was applied with other rows."""
+
+    code, default_name = "RL308", "batch_reused"
 
 
 class LeaseLost(LeaseError):  # noqa: N818

@@ -33,10 +33,13 @@ __all__ = [
     "Reaped",
     "ReconciliationRow",
     "RecordedOutcome",
+    "Refusal",
     "RowResult",
     "RowStatus",
     "StartedAttempt",
     "StoredPayload",
+    "UpsertProgress",
+    "UpsertResult",
 ]
 
 OutcomeStatus = Literal["succeeded", "failed", "rejected", "abandoned"]
@@ -303,3 +306,50 @@ class ReconciliationRow:
     open_attempts: int
     cost_usd: Decimal | None
     agrees: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A row that an upsert did not write: its place in the stream, from 1, and why."""
+
+    ord: int
+    code: str
+    message: str
+    detail: dict[str, Any]
+    hint: str | None
+
+    @property
+    def error(self) -> errors.LedgerError:
+        """The exception that strict mode would have raised."""
+        return errors.from_code(self.code, self.message, self.detail, self.hint)
+
+
+@dataclass(frozen=True, slots=True)
+class UpsertResult:
+    """What became of the rows: received = collapsed + inserted + updated + unchanged + refused.
+
+    `collapsed` lost against another row of their key in the same chunk, `unchanged` against the
+    one in the table, or are equal to it. `refusals` holds the first 10,000 in the order of rows.
+    """
+
+    received: int
+    collapsed: int
+    inserted: int
+    updated: int
+    unchanged: int
+    refused: int
+    refusals: list[Refusal]
+
+
+@dataclass(frozen=True, slots=True)
+class UpsertProgress:
+    """How far an upsert is: rows that are done, and chunks. `total` is None for a stream."""
+
+    received: int
+    collapsed: int
+    inserted: int
+    updated: int
+    unchanged: int
+    refused: int
+    chunks: int
+    total: int | None

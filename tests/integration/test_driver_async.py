@@ -16,6 +16,7 @@ from psycopg.rows import dict_row
 
 from routeledger import AsyncLedger, Candidate, errors
 from routeledger._aio import sleep
+from routeledger._version import __version__
 from tests.conftest import Database
 
 TENANT = "acme"
@@ -243,7 +244,7 @@ async def test_a_story_and_a_payload(async_ledger: AsyncLedger, db: Database) ->
 
 async def test_upkeep(db: Database) -> None:
     async with await AsyncLedger.connect(db.dsn_as("admin")) as ledger:
-        assert await ledger.version() == "0.1.0"
+        assert await ledger.version() == __version__
         assert (await ledger.configure({"lease": "1 second"}))["lease"] == "00:00:01"
         assert (await ledger.configure())["lease"] == "00:00:01"
         with pytest.raises(errors.LedgerError) as unknown:
@@ -384,7 +385,7 @@ async def test_a_borrowed_connection_is_not_committed(
         assert len(await async_ledger.decisions(conn=conn)) == 1
         assert await async_ledger.decisions() == []
         assert await async_ledger.orphans(conn=conn) == []
-        assert await async_ledger.version(conn=conn) == "0.1.0"
+        assert await async_ledger.version(conn=conn) == __version__
         await conn.rollback()
         assert await async_ledger.decisions() == []
         rows = await async_ledger.insert_decisions(

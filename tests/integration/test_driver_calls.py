@@ -112,7 +112,11 @@ def test_readers_are_the_views(db: Database, constant: str) -> None:
 
 
 def test_every_statement_is_looked_at() -> None:
-    assert set(STATEMENTS) == {*CALLS, *VIEWS, "VERSION"}
+    # those of an upsert that call nothing of ours are run by its own tests
+    upsert = {
+        f"UPSERT_{word}" for word in ("TARGET", "COLUMNS", "STAGE", "SOURCE", "COPY", "UNSTAGE")
+    }
+    assert set(STATEMENTS) == {*CALLS, *VIEWS, *upsert, "VERSION"}
 
 
 def test_errors_are_those_of_the_ledger(db: Database) -> None:

@@ -89,3 +89,26 @@ def test_the_threads_client_through_a_transaction_pooler(pooled: str, db: Databa
     assert decision.outcome is not None
     assert decision.outcome.status == "succeeded"
     assert db.value("select count(*) from routeledger.decisions") == 1
+
+
+async def test_upserts_through_a_transaction_pooler(pooled: str, db: Database) -> None:
+    db.execute("create table t (k integer primary key, hits bigint); grant all on t to public")
+    rows = [{"k": n % 500, "hits": 1} for n in range(5000)]
+    async with await AsyncLedger.connect(pooled, max_size=8) as ledger:
+        for copy_threshold in (0, 10**9):
+            await asyncio.gather(
+                *(
+                    ledger.upsert(
+                        "t",
+                        rows,
+                        precedence="sum hits",
+                        batch_id=f"{copy_threshold}-{n}",
+                        chunk_rows=700,
+                        copy_threshold=copy_threshold,
+                    )
+                    for n in range(4)
+                )
+            )
+    with connect(pooled) as ledger_of_threads:
+        ledger_of_threads.upsert("t", rows, precedence="sum hits", batch_id="x", chunk_rows=700)
+    assert db.execute("select distinct hits from t") == [(90,)]

@@ -16,6 +16,7 @@ from psycopg.rows import dict_row
 
 from routeledger import Candidate, Ledger, errors
 from routeledger._threads import sleep
+from routeledger._version import __version__
 from tests.conftest import Database
 
 TENANT = "acme"
@@ -239,7 +240,7 @@ def test_a_story_and_a_payload(ledger: Ledger, db: Database) -> None:
 
 def test_upkeep(db: Database) -> None:
     with Ledger.connect(db.dsn_as("admin")) as ledger:
-        assert ledger.version() == "0.1.0"
+        assert ledger.version() == __version__
         assert (ledger.configure({"lease": "1 second"}))["lease"] == "00:00:01"
         assert (ledger.configure())["lease"] == "00:00:01"
         with pytest.raises(errors.LedgerError) as unknown:
@@ -372,7 +373,7 @@ def test_a_borrowed_connection_is_not_committed(ledger: Ledger, db: Database) ->
         assert len(ledger.decisions(conn=conn)) == 1
         assert ledger.decisions() == []
         assert ledger.orphans(conn=conn) == []
-        assert ledger.version(conn=conn) == "0.1.0"
+        assert ledger.version(conn=conn) == __version__
         conn.rollback()
         assert ledger.decisions() == []
         rows = ledger.insert_decisions([{"tenant_id": TENANT, "candidates": RANKED}], conn=conn)

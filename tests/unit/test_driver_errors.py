@@ -11,7 +11,7 @@ from psycopg import errors as pg
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from routeledger import errors
-from routeledger.types import RowResult
+from routeledger.types import Refusal, RowResult, UpsertResult
 
 
 def test_every_code_has_one_class_in_its_group() -> None:
@@ -80,6 +80,15 @@ def test_an_error_tells_all_and_can_be_pickled_and_copied() -> None:
         assert twin is not error
         assert twin.__dict__ == error.__dict__
         assert str(twin) == str(error)
+
+
+def test_what_an_upsert_had_written_travels_with_its_error() -> None:
+    error = errors.BatchReused("m")
+    assert error.partial is None
+    error.partial = UpsertResult(3, 1, 1, 0, 0, 1, [Refusal(2, "RL115", "m", {"a": 1}, "h")])
+    twin = pickle.loads(pickle.dumps(error))
+    assert twin.partial == error.partial
+    assert isinstance(twin.partial.refusals[0].error, errors.NoKey)
 
 
 def test_a_refused_row_carries_the_single_forms_error() -> None:
