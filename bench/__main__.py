@@ -1,6 +1,6 @@
 """Runs every comparison on one private server and prints its ratios.
 
-    python -m bench [--only cycle] [--seconds 4] [--rounds 3] [--major 15] [--json]
+    python -m bench [--only cycle] [--seconds 4] [--rounds 3] [--rows 200000] [--major 15] [--json]
 
 With --json the results are printed as JSON and kept under bench/results/. Absolute figures mean
 nothing on a shared machine; each ratio is of two sides measured in turn, in the same run.
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench import coalescing, cycle, partitions
+from bench import coalescing, cycle, partitions, upsert
 from bench.harness import Bench
 from tests.servers import Server, find_server, majors_requested
 
@@ -43,6 +43,7 @@ COMPARISONS = {
     "cycle": cycle.measure,
     "coalescing": measure_coalescing,
     "partitions": partitions.measure,
+    "upsert": upsert.measure,
 }
 
 
@@ -52,6 +53,9 @@ def main() -> int:
     parser.add_argument("--only", choices=sorted(COMPARISONS), action="append")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each round")
     parser.add_argument("--rounds", type=int, default=3, help="of each side")
+    parser.add_argument(
+        "--rows", type=int, action="append", help="of an upsert, several times (10000 and 200000)"
+    )
     parser.add_argument("--major", type=int, default=majors_requested()[0])
     parser.add_argument("--json", action="store_true", help="print JSON and keep it")
     options = parser.parse_args()
@@ -62,7 +66,9 @@ def main() -> int:
         tempfile.TemporaryDirectory() as folder,
     ):
         Path(folder).chmod(0o755)
-        bench = Bench(server, seconds=options.seconds, rounds=options.rounds)
+        bench = Bench(
+            server, seconds=options.seconds, rounds=options.rounds, sizes=options.rows or ()
+        )
         for name in options.only or COMPARISONS:
             print(f"{name} …", file=sys.stderr, flush=True)
             results[name] = COMPARISONS[name](bench, Path(folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.servers import Server
@@ -17,12 +18,15 @@ PRICES = (
 
 
 class Bench:
-    """A server with fsync on, and how long and how often to measure."""
+    """A server with fsync on, how long and how often to measure, and with how many rows."""
 
-    def __init__(self, server: Server, *, seconds: float, rounds: int) -> None:
+    def __init__(
+        self, server: Server, *, seconds: float, rounds: int, sizes: Sequence[int] = ()
+    ) -> None:
         self.server = server
         self.seconds = seconds
         self.rounds = rounds
+        self.sizes = sizes
 
     def database(self) -> str:
         """A new database with routeledger and one price."""

@@ -17,6 +17,8 @@ select set_eq(
       ('RL109', 'time_out_of_range'), ('RL110', 'tenant_not_granted'), ('RL111', 'malformed_attempts'),
       ('RL201', 'decision_not_found'), ('RL202', 'attempt_not_found'), ('RL203', 'role_not_found'),
       ('RL301', 'id_reused'), ('RL302', 'already_completed'), ('RL303', 'attempt_open'), ('RL304', 'attempt_closed'),
+      ('RL112', 'unsuitable_target'), ('RL113', 'no_such_column'), ('RL114', 'unsuitable_precedence'), ('RL115', 'no_key'),
+      ('RL204', 'no_unique_index'), ('RL205', 'rule_set_not_found'), ('RL307', 'row_refused'), ('RL308', 'batch_reused'),
       ('RL305', 'decision_closed'), ('RL306', 'already_dispatched'),
       ('RL401', 'lease_lost'),
       ('RL501', 'batch_too_large'), ('RL502', 'too_many_candidates'), ('RL503', 'too_many_attempts'),

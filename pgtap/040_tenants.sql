@@ -93,6 +93,9 @@ insert into routeledger.inferences (tenant_id, outcome_id, id, attempt_no, model
 select t, pg_temp.id(t || '/none'), pg_temp.id(t || '/none/1'), 1, 'tap040/m', pg_temp.t0(), pg_temp.t0()
 from unnest(array['tap040-a', 'tap040-b']) t;
 
+insert into routeledger.model_performance_buckets (tenant_id, model_key, day, n)
+select t, 'tap040/m', (pg_temp.t0() at time zone 'UTC')::date, 1 from unnest(array['tap040-a', 'tap040-b']) t;
+
 create function pg_temp.seen() returns table (view_name text, tenants text)
 language plpgsql volatile
 as $$
@@ -111,7 +114,8 @@ set local role tap040_free;
 select results_eq(
   $$ select s.view_name, s.tenants like '%tap040-a tap040-b%' from pg_temp.seen() s $$,
   $$
-    values ('attempts', true), ('decisions', true), ('in_flight', true), ('implausible_costs', true), ('orphans', true), ('reconciliation', true)
+    values ('attempts', true), ('decisions', true), ('in_flight', true), ('implausible_costs', true), ('model_performance', true),
+      ('orphans', true), ('reconciliation', true)
     order by 1
   $$,
   'a role that is not bound sees both tenants in every view');
@@ -140,7 +144,9 @@ insert into writer values
   ('extend_lease', $$ select routeledger.extend_lease('tap040-b', pg_temp.id('tap040-b/open')) $$),
   ('record_outcome', $$ select routeledger.record_outcome('tap040-b') $$),
   ('record_payload', $$ select routeledger.record_payload('tap040-b', pg_temp.id('tap040-b/open'), pg_temp.id('x'), '{}') $$),
-  ('reap', $$ select routeledger.reap(p_tenant_id => 'tap040-b') $$);
+  ('reap', $$ select routeledger.reap(p_tenant_id => 'tap040-b') $$),
+  ('model_performance_between', $$ select routeledger.model_performance_between('tap040-b', current_date, current_date) $$),
+  ('rollup_model_performance', $$ select routeledger.rollup_model_performance(p_tenant_id => 'tap040-b') $$);
 select set_eq(
   $$ select w.name from writer w $$,
   $$

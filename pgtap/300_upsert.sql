@@ -2,7 +2,7 @@
 begin;
 \ir common.psql
 set local client_min_messages = error;
-select plan(205);
+select plan(209);
 
 create schema tap300;
 create role tap300_none;
@@ -52,14 +52,14 @@ select throws_ok($$ select routeledger.upsert(null, '[]') $$, 'RL101', 'a requir
 select throws_ok($$ select routeledger.upsert('plain', null) $$, 'RL101', 'a required argument is missing', 'no rows');
 select throws_ok($$ select routeledger.upsert_from('plain', null) $$, 'RL101', 'a required argument is missing', 'no source');
 select throws_ok($$ select routeledger.upsert('plain', '[]', p_strict => null) $$, 'RL101', 'a required argument is missing', 'neither strict nor not');
-select throws_ok($$ select routeledger.upsert('plain', '[]', '{}') $$, 'RL101', 'a required argument is missing', 'a key of nothing');
-select throws_ok($$ select routeledger.upsert('plain', '[]', '{k,NULL}') $$, 'RL101', 'a required argument is missing', 'or with null in it');
+select throws_ok($$ select routeledger.upsert('plain', '[{"k": 1}]', '{}') $$, 'RL101', 'a required argument is missing', 'a key of nothing');
+select throws_ok($$ select routeledger.upsert('plain', '[{"k": 1}]', '{k,NULL}') $$, 'RL101', 'a required argument is missing', 'or with null in it');
 select results_eq(
   $$
     select c.detail ->> 'parameter'
     from unnest(array[
       $q$ select routeledger.upsert(null, '[]') $q$, $q$ select routeledger.upsert('plain', null) $q$, $q$ select routeledger.upsert_from('plain', null) $q$,
-      $q$ select routeledger.upsert('plain', '[]', p_strict => null) $q$, $q$ select routeledger.upsert('plain', '[]', '{}') $q$,
+      $q$ select routeledger.upsert('plain', '[]', p_strict => null) $q$, $q$ select routeledger.upsert('plain', '[{"k": 1}]', '{}') $q$,
       $q$ select routeledger.upsert('plain', '[{"k": 1, "n": 1}]', p_precedence => 'sum n') $q$]) with ordinality q (sql, n)
     cross join lateral pg_temp.caught(q.sql) c
     order by q.n
@@ -124,7 +124,7 @@ select is(
 select throws_ok($$ select routeledger.upsert('plain', '[{}]') $$, 'RL113', 'a column does not exist in the target or cannot be written', 'rows without columns');
 select throws_ok($$ select routeledger.upsert('plain', '[{"k": 1, "nope": 2}]') $$, 'RL113', 'a column does not exist in the target or cannot be written', 'a column that all rows name and the target lacks');
 select throws_ok($$ select routeledger.upsert('plain', '[{"k": 1}]', p_columns => '{k,nope}') $$, 'RL113', 'a column does not exist in the target or cannot be written', 'or that p_columns names');
-select is(pg_temp.up('plain', '[{"k": 1}]', p_columns => '{}'), '1 0 0 0 0 1 !1:RL113', 'each row that names a column when none is asked for');
+select throws_ok($$ select routeledger.upsert('plain', '[{"k": 1}]', p_columns => '{}') $$, 'RL101', 'a required argument is missing', 'no columns asked for');
 select is(
   pg_temp.up('plain', '[{"k": 1, "n": 1}, {"k": 2, "nope": 2}, {"k": 3, "v": "c"}, 5, null, [], {"K": 6}, {}]'),
   '8 0 2 0 0 6 !2:RL113 4:RL107 5:RL107 6:RL107 7:RL113 8:RL115 (1,1,) (3,,c)', 'what a single row does wrong is refused, and the others are written');
@@ -627,6 +627,32 @@ set local search_path = public;
 select throws_ok($$ select routeledger.upsert('tap300.logged', '[{"k": 4, "n": 1}]') $$, '42P01', 'relation "log" does not exist', 'without it they do not');
 set local search_path = tap300, public;
 
+-- a search_path in which others have put their own in front
+reset role;
+create schema tap300_evil;
+create domain tap300_evil.text as integer;
+create domain tap300_evil.record as integer;
+create function tap300_evil.fail() returns boolean language plpgsql as $$ begin raise exception 'hijacked'; end $$;
+create function tap300_evil.lower(pg_catalog.text) returns pg_catalog.text language sql immutable as $$ select 'hijacked' $$;
+create function tap300_evil.equal(pg_catalog.text, pg_catalog.text) returns boolean language sql as $$ select tap300_evil.fail() $$;
+create operator tap300_evil.= (leftarg = pg_catalog.text, rightarg = pg_catalog.text, function = tap300_evil.equal);
+create function tap300_evil.count(anyelement) returns bigint language sql as $$ select tap300_evil.fail()::integer::bigint $$;
+create table guests (email text, state text default 'o' || 'n', n integer, unique (state, email));
+create unique index guests_lower on guests (lower(email)) where state = 'on';
+grant all on guests to routeledger_writer;
+grant usage on schema tap300_evil to routeledger_writer;
+set local role routeledger_writer;
+create function pg_temp.hijacked() returns bigint[]
+language sql volatile
+set search_path = tap300_evil, pg_catalog, tap300
+as $$
+  select pg_catalog.array_agg(c)
+  from routeledger.upsert('guests', '[{"email": "A", "n": 1, "state": "on"}, {"email": "a", "n": 2}, {"email": "B", "n": 1}, {"email": "b", "n": "x"}]', '{lower(email)}', 'n') u
+  cross join lateral pg_catalog.unnest(array[u.received, u.collapsed, u.inserted, u.updated, u.unchanged, u.refused]) c
+$$;
+select is(array[pg_temp.hijacked(), pg_temp.hijacked()], array[array[4, 1, 2, 0, 0, 1], array[4, 1, 0, 0, 2, 1]]::bigint[], 'catch nothing of ours');
+select results_eq($$ select g.email, g.n from guests g order by 1 $$, $$ values ('B', 1), ('a', 2) $$, 'and change nothing');
+
 -- other kinds of tables
 reset role;
 create table parts (r text collate "C", k integer, m numeric, v text, primary key (r, k)) partition by list (r);
@@ -752,6 +778,26 @@ select results_eq(
   $$,
   $$ values (10001::bigint, 10001::bigint, 10000, '10000') $$, 'no more than 10,000 refusals are listed');
 
+reset role;
+do $$
+begin
+  execute (select format('create table broad (k integer primary key, %s)', string_agg(format('c%s integer default %s', n, n), ', ')) from generate_series(1, 300) n);
+  grant all on broad to routeledger_writer;
+end
+$$;
+set local role routeledger_writer;
+select results_eq(
+  $$
+    select u.inserted, u.updated, u.unchanged
+    from generate_series(1, 2) n
+    cross join lateral (select jsonb_object_agg('c' || i, i) || jsonb_build_object('k', 1, 'c300', n) as one from generate_series(1, 300) i) r
+    cross join lateral routeledger.upsert('broad', jsonb_build_array(r.one, '{"k": 2}'::jsonb), null, 'c300') u
+    order by n
+  $$,
+  $$ values (2::bigint, 0::bigint, 0::bigint), (0, 1, 1) $$, '301 columns');
+select results_eq(
+  $$ select b.k, b.c1, b.c299, b.c300 from broad b order by b.k $$, $$ values (1, 1, 299, 2), (2, 1, 299, 300) $$, 'and as many defaults');
+
 -- plan_upsert
 select results_eq(
   $$
@@ -816,7 +862,7 @@ $$;
 set local role tap300_none;
 select throws_ok($$ select routeledger.upsert('closed', '[{"k": 1}, {"k": 2}]') $$, '42501', 'permission denied for table closed', 'without grants on the table the call fails as a whole');
 select throws_ok($$ select routeledger.upsert('policed', '[{"k": 1}, {"k": 2}]') $$, '42501', 'permission denied for table policed', 'under row-level security too');
-select throws_ok($$ select routeledger.upsert_from('closed', 'load') $$, '42501', 'permission denied for table load', 'nor is a staging table read');
+select throws_ok($$ select routeledger.upsert_from('closed', 'load_checked') $$, '42501', 'permission denied for table load_checked', 'nor is a staging table read');
 select results_eq(
   $$
     select distinct c.code

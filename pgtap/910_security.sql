@@ -31,7 +31,7 @@ select n, 'step' from unnest(array[
   '_upsert', '_run_upsert', '_run_one_by_one', '_bad_rows', '_kept_out', '_rows_at', '_is_about_a_row', '_digest_rows']) n
 union all
 select n, 'service' from unnest(array[
-  '_upsert_shape', '_plan_upsert', '_claim_batch', '_settle_batch', '_count_upsert', '_raise', '_raise_fault']) n;
+  '_upsert_shape', '_check_names', '_plan_upsert', '_claim_batch', '_settle_batch', '_count_upsert', '_raise', '_raise_fault']) n;
 
 -- search_path
 select cmp_ok((select count(*) from routine), '>', 50::bigint, 'the routines are found');

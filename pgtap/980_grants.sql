@@ -41,6 +41,8 @@ select n, 'admin writer' from unnest(array[
   'complete_decisions', 'extend_lease', 'extend_leases', 'record_outcome', 'record_outcomes', 'record_payload', 'record_payloads', 'reap',
   'persist_model_performance', 'rollup_model_performance', 'persist_pattern_quality', 'score_patterns']) n
 union all
+select n, 'admin judge writer' from unnest(array['upsert', 'upsert_from', 'plan_upsert']) n
+union all
 select 'model_performance_between', 'admin reader writer'
 union all
 select n, 'admin' from unnest(array['maintain', 'configure', 'import_models', 'set_clock', 'grant_tenant', 'revoke_tenant', 'unbind_role', 'set_pattern_rules']) n;
@@ -59,8 +61,11 @@ select is_empty(
   $$
     select m.kind, p.proname from member m, pg_proc p
     where p.pronamespace = 'routeledger'::regnamespace and p.proname ~ '^_' and has_function_privilege(m.role_name, p.oid, 'execute')
+      and p.proname <> all (array[
+        '_upsert', '_run_upsert', '_run_one_by_one', '_bad_rows', '_kept_out', '_rows_at', '_is_about_a_row', '_digest_rows', '_upsert_shape',
+        '_check_names', '_plan_upsert', '_claim_batch', '_settle_batch', '_count_upsert', '_raise', '_raise_fault'])
   $$,
-  'a private one to nobody');
+  'a private one to nobody, but for the steps of upsert(), which runs as its caller');
 
 -- every view, by name
 create function pg_temp.relations(p_kind text) returns table (name text, readers text)
@@ -77,7 +82,7 @@ select results_eq(
   $$
     select n, 'admin reader' from unnest(array[
       'attempts', 'current_pattern_rules', 'current_prices', 'decisions', 'flagged_prices', 'implausible_costs', 'in_flight', 'model_performance', 'orphans', 'pattern_quality',
-      'reconciliation']) n
+      'reconciliation', 'upsert_activity']) n
   $$,
   'readers and admins read the views');
 select is_empty(
@@ -109,7 +114,7 @@ select throws_ok(
   $$ select * from routeledger.decisions $$, '42501', 'permission denied for schema routeledger', 'and no view');
 
 set local role tap980_reader;
-select is(routeledger.version(), '0.1.0', 'a reader: the version');
+select is(routeledger.version(), '0.2.0', 'a reader: the version');
 select lives_ok(
   $$
     select (select count(*) from routeledger.decisions), (select count(*) from routeledger.attempts), (select count(*) from routeledger.in_flight),
@@ -142,7 +147,7 @@ select throws_ok(
   $$ create table routeledger.tap980 (id integer) $$, '42501', 'permission denied for schema routeledger', 'and no place for things of its own');
 
 set local role tap980_judge;
-select is(routeledger.version(), '0.1.0', 'a judge: the version');
+select is(routeledger.version(), '0.2.0', 'a judge: the version');
 select throws_ok(
   $$ select routeledger.complete_decision('tap980', null, 'failed') $$, '42501', 'permission denied for function complete_decision', 'no outcome');
 select throws_ok(

@@ -420,7 +420,6 @@ begin
       columns text[],
       statement text,
       raced_statement text,
-      lock_statement text,
       read_statement text,
       order_statement text,
       keyless_statement text,
@@ -579,7 +578,7 @@ set search_path = pg_catalog, routeledger, pg_temp
 as $$
 #variable_conflict use_column
 begin
-  perform set_config('search_path', 'pg_catalog', true);  -- what is printed names the rest in full
+  perform set_config('search_path', 'pg_catalog, pg_temp', true);  -- what is printed names the rest in full
   return query
   select
     a.attnum,
@@ -634,7 +633,7 @@ set search_path = pg_catalog, routeledger, pg_temp
 as $$
 #variable_conflict use_column
 begin
-  perform set_config('search_path', 'pg_catalog', true);  -- what is printed names the rest in full
+  perform set_config('search_path', 'pg_catalog, pg_temp', true);  -- what is printed names the rest in full
   return query
   select
     k.n::integer,
@@ -729,7 +728,7 @@ declare
   v_fitting integer := 0;
   v_table text;
 begin
-  perform set_config('search_path', 'pg_catalog', true);  -- what is printed names the rest in full
+  perform set_config('search_path', 'pg_catalog, pg_temp', true);  -- what is printed names the rest in full
   -- a column by its name; an expression whatever its blanks, parentheses and capitals
   v_wanted := array(
     select distinct coalesce('"' || routeledger._column_named(p_target, k), regexp_replace(lower(k), '[\s()]', '', 'g')) as part
@@ -810,7 +809,7 @@ declare
   v_better text;
   v_reason text;
 begin
-  perform set_config('search_path', 'pg_catalog', true);  -- what is printed names the rest in full
+  perform set_config('search_path', 'pg_catalog, pg_temp', true);  -- what is printed names the rest in full
   if v_text !~* ('^\s*' || c_term || '\s*(?:,\s*' || c_term || '\s*)*$') then
     perform routeledger._raise('RL114', jsonb_build_object('precedence', p_precedence, 'reason', 'not a list of terms'));
   end if;
@@ -983,6 +982,26 @@ begin
 end
 $$;
 
+-- Refuses a list that holds anything but names.
+-- Locks: none. Errors: RL101.
+create or replace function routeledger._check_names(
+  p_names text[],
+  p_parameter text
+)
+returns void
+language plpgsql
+stable
+parallel safe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  if array_ndims(p_names) > 1 or exists (select from unnest(p_names) n where n is null) then
+    perform routeledger._raise_fault('RL101 ' || p_parameter || ' names, or null');
+  end if;
+end
+$$;
+
 -- Refuses a target, a source or columns that cannot be upserted.
 -- Locks: none. Errors: RL112, RL113.
 create or replace function routeledger._check_upsert(
@@ -1032,8 +1051,8 @@ end
 $$;
 
 -- Makes the statements of an upsert. Each reads its rows from $1 (a JSON array) or from the source table, of
--- which $2 may name a part (by position, or by ctid). `statement` answers how many rows had a key, won, had to
--- be written, were inserted as new, were inserted where another had been a moment before, and were updated.
+-- which $2 may name a part (by position, or by ctid). `statement` answers how many rows had a key, won, were
+-- inserted as new, were inserted where another had been a moment before, and were updated.
 --
 -- src: the rows in the types of the target, with the parts of the key; win: of each key the best; todo: those
 -- that the table does not have, or has worse; ins: the new ones; upd: the others.
@@ -1080,14 +1099,14 @@ declare
   v_counts text;
 begin
   -- Expressions are printed with every name in full but those of pg_catalog.
-  perform set_config('search_path', 'pg_catalog', true);
+  perform set_config('search_path', 'pg_catalog, pg_temp', true);
   if p_on_tie is null or p_on_tie not in ('greatest_row', 'replace', 'keep') then
     perform routeledger._raise_fault('RL102 on_tie greatest_row, replace or keep');
-  elsif p_key = '{}' or array_ndims(p_key) > 1 or array_position(p_key, null) > 0 then
-    perform routeledger._raise_fault('RL101 key the columns of a unique index, or null');
-  elsif array_ndims(p_columns) > 1 or array_position(p_columns, null) > 0 then
-    perform routeledger._raise_fault('RL101 columns names of columns, or null');
+  elsif p_key = '{}' then
+    perform routeledger._raise_fault('RL101 key names, or null');
   end if;
+  perform routeledger._check_names(p_key, 'key');
+  perform routeledger._check_names(p_columns, 'columns');
   perform routeledger._check_upsert(p_target, p_source, p_columns);
 
   -- what the catalogue says
@@ -1221,7 +1240,7 @@ begin
     'covered', ', (' || v_index.predicate || ') is true as ' || v_x || 'p',
     'where_covered', ' where ' || v_index.predicate,
     'conflict', array_to_string(v_key.target_sql, ', '),
-    -- a key that holds NULL cannot be looked up by equality: the index itself says whether it is there
+    -- looking up a key that holds NULL is slow, so the index itself says whether it is there, unless it cannot say
     'or_null_key', case when v_index.nulls_equal and not v_target.mute then (
       select ' or ' || string_agg(format('w.%sk%s is not distinct from null', v_x, n), ' or ' order by n) from unnest(v_key.nullable) n) end,
     'best_first', concat(
@@ -1236,16 +1255,17 @@ begin
       (select string_agg(
          case when c = any (v_summed) then format(', (pg_catalog.sum(s.%1$I) over (partition by %3$s))::%2$s as %1$I', c, t, v_keys) else format(', s.%I', c) end, '' order by n)
        from unnest(v_column.name, v_column.type) with ordinality u (c, t, n))) end,
-    -- what is read of the table: only what is compared, and its system columns only where they are needed
-    'there', concat_ws(', ', case when v_target.mute then format('%1$I.tableoid as %2$sthere, %1$I.ctid as %2$sat', v_target.relname, v_x) else 'true as ' || v_x || 'there' end,
-      routeledger._columns_sql(quote_ident(v_target.relname), v_column.name)),
-    'at', case when v_target.mute then format('t.%sat, ', v_x) end,
+    -- what is read of the table: only what is compared, and no system column
+    'there', 'true as ' || v_x || 'there, ' || routeledger._columns_sql(quote_ident(v_target.relname), v_column.name),
     'w_wins', routeledger._wins_sql('w', 't', v_terms, v_compared, p_on_tie),
-    'u_wins', routeledger._wins_sql('w', 'u', v_terms, v_compared, p_on_tie),
-    'u_set', routeledger._set_sql('w', 'u', v_terms, v_set),
     'wins', routeledger._wins_sql('excluded', 't', v_terms, v_compared, p_on_tie),
     'set', routeledger._set_sql('excluded', 't', v_terms, v_set),
-    'is_new', case when not p_sees_all then 'false' when current_setting('server_version_num')::integer >= 180000 then 'old.tableoid is null' else 't.xmax operator(pg_catalog.=) 0' end);
+    -- Only a row that vanished since it was looked up is new here. On a mute table, and without the right to read
+    -- system columns, it counts as updated.
+    'is_new', case
+      when not p_sees_all or v_target.mute then 'false'
+      when current_setting('server_version_num')::integer >= 180000 then 'old.tableoid is null'
+      else 't.xmax operator(pg_catalog.=) 0' end);
 
   -- the statements
   v_rows := case
@@ -1261,7 +1281,7 @@ begin
   win as materialized (
     select distinct on ({s_keys}) {chosen} from src s where {keyed} order by {s_keys}{best_first}),
   todo as materialized (
-    select w.*, t.{x}there, {at}t.{x}there is not null{or_null_key} as {x}known
+    select w.*, t.{x}there, t.{x}there is not null{or_null_key} as {x}known
     from win w
     left join (
       select {there}, {derived} from {only}{table} {rel}{where_covered}
@@ -1273,10 +1293,6 @@ begin
   v_upd := case
     when v_set = '{}' then '
     select false from todo w where false'
-    when v_target.mute then '
-    update {table} u set {u_set} from todo w
-    where u.tableoid operator(pg_catalog.=) w.{x}there and u.ctid operator(pg_catalog.=) w.{x}at and ({u_wins}) and {ins_first}
-    returning false'
     else '
     insert into {table} as t ({written}){overriding}
     select {w_written} from todo w where (w.{x}known{or_raced}) and {ins_first} order by {w_keys}
@@ -1285,7 +1301,7 @@ begin
   end;
   v_counts := '
   select
-    (select pg_catalog.count(*) from src s where {keyed}), (select pg_catalog.count(*) from win), (select pg_catalog.count(*) from todo),
+    (select pg_catalog.count(*) from src s where {keyed}), (select pg_catalog.count(*) from win),
     (select pg_catalog.count(*) from ins),
     (select pg_catalog.count(*) from upd u where u.is_new), (select pg_catalog.count(*) from upd u where not u.is_new)';
 
@@ -1305,14 +1321,6 @@ begin
     returning {derived}),
   upd (is_new) as (' || v_upd || ')' || v_counts,
     v_parts || jsonb_build_object('or_raced', routeledger._fill(' or not exists (select from ins t where {same_key})', v_parts)));
-  if v_target.mute then
-    v_plan.lock_statement := routeledger._fill(
-      v_todo || '
-  select pg_catalog.count(*) from (
-    select from todo w
-    join {table} u on u.tableoid operator(pg_catalog.=) w.{x}there and u.ctid operator(pg_catalog.=) w.{x}at
-    order by {w_keys} for no key update of u) l', v_parts);
-  end if;
   if v_target.guarded then
     v_plan.absent_statement := routeledger._fill(
       v_todo || ' select pg_catalog.array_agg(w.{x}ord::pg_catalog.text) from todo w where w.{x}there is null', v_parts);
@@ -1338,8 +1346,8 @@ end
 $$;
 
 -- Runs a plan over its rows, or over those that p_ids names, with the caller's search_path. Waits for what
--- others have begun and repeats itself when a row came or went meanwhile, or when an index is being rebuilt
--- (REINDEX CONCURRENTLY makes the unique index fail for a moment).
+-- others have begun and repeats itself, holding nothing, when another session was faster, or when an index is
+-- being rebuilt (REINDEX CONCURRENTLY makes the unique index fail for a moment).
 -- Locks: new rows in the order of the key, then existing ones in that order. Errors: what the target raises.
 create or replace function routeledger._run_upsert(
   p_plan routeledger.upsert_plan,
@@ -1358,38 +1366,28 @@ security invoker
 set search_path = pg_catalog, routeledger, pg_temp
 as $$
 declare
+  c_tries constant integer := 20;
   v_statement text := p_plan.statement;
   v_work_mem text := current_setting('work_mem');
   v_constraint text;
-  v_todo bigint;
-  v_inserted bigint;
-  v_existing bigint;
-  v_updated bigint;
+  v_replaced bigint;
 begin
-  inserted := 0;
-  updated := 0;
-  for v_try in 1 .. 20 loop
+  for v_try in 1 .. c_tries loop
     begin
-      -- a path that names pg_catalog late would let others stand in for its types
-      perform set_config('search_path', case when p_path ~ '\mpg_catalog\M' then 'pg_catalog, ' else '' end || p_path, true);
+      perform set_config('search_path', p_path, true);
       -- a batch is held in memory anyway: it is not sorted on disk
       if pg_size_bytes(v_work_mem) < pg_size_bytes('64MB') then
         perform set_config('work_mem', '64MB', true);
       end if;
-      if p_plan.lock_statement is not null then
-        execute p_plan.lock_statement using p_rows, p_ids;
-      end if;
-      execute v_statement into strict keyed, winners, v_todo, v_inserted, v_existing, v_updated using p_rows, p_ids;
+      execute v_statement into strict keyed, winners, inserted, v_replaced, updated using p_rows, p_ids;
       perform set_config('search_path', 'pg_catalog, routeledger, pg_temp', true), set_config('work_mem', v_work_mem, true);
-      inserted := inserted + v_inserted + v_existing;
-      updated := updated + v_updated;
-      -- what was neither is looked at again: somebody else wrote it, or a trigger wants none of it
-      exit when p_plan.lock_statement is null or v_inserted + v_updated in (0, v_todo);
+      inserted := inserted + v_replaced;
+      return;
     exception
       when unique_violation then
         get stacked diagnostics v_constraint = constraint_name;
         -- of a partitioned table it is the index of a leaf that speaks
-        if v_try = 20 or not (v_constraint ~ '_cc(new|old)\d*$' or exists (
+        if v_try = c_tries or not (v_constraint ~ '_cc(new|old)\d*$' or exists (
           select from pg_class c
           where c.relname = v_constraint
             and (c.oid = p_plan.arbiter::regclass or c.oid in (select r.relid from pg_partition_tree(p_plan.arbiter::regclass) r))))
@@ -1401,7 +1399,6 @@ begin
   end loop;
 end
 $$;
-
 
 -- Reads the shape of the rows: which columns they name between them, what a row that lacks one takes in its
 -- place (an expression for a JSON object; null when no row lacks any), and which rows cannot be taken: no object,
@@ -1878,11 +1875,19 @@ declare
   v_run record;
   v_failed boolean := false;
   v_report text;
+  v_path text;
+  v_target text;
 begin
+  -- Nothing of the caller's stands in for a type of pg_catalog: not by a path that names it late, nor by pg_temp,
+  -- which comes first where it is not named.
+  v_path := case when p_path ~ '\mpg_catalog\M' then 'pg_catalog, ' else '' end || p_path || case when p_path ~ '\mpg_temp\M' then '' else ', pg_temp' end;
+  v_path := trim(leading ', ' from v_path);
   if p_target is null then
     perform routeledger._raise_fault('RL101 target');
   elsif p_source = 0::oid then
     perform routeledger._raise_fault('RL101 source');
+  elsif p_columns = '{}' then
+    perform routeledger._raise_fault('RL101 columns names, or null');
   elsif p_strict is null then
     perform routeledger._raise_fault('RL101 strict');
   elsif p_precedence ~* '^\s*sum\s+[^,\s]' and coalesce(p_batch_id, '') = '' then
@@ -1891,6 +1896,7 @@ begin
     perform routeledger._raise_fault('RL108 batch_id 300 characters');
   end if;
 
+  perform routeledger._check_names(p_columns, 'columns');
   if p_source is null then
     select s.columns, s.defaults, s.bad into v_columns, v_defaults, v_bad from routeledger._upsert_shape(p_target, p_rows, p_columns) s;
     received := jsonb_array_length(p_rows);
@@ -1929,7 +1935,7 @@ begin
       unchanged := received - v_batch.refused;
     else
       begin
-        v_run := routeledger._run_upsert(v_plan, routeledger._rows_at(v_rows, v_ids), v_ids, p_path);
+        v_run := routeledger._run_upsert(v_plan, routeledger._rows_at(v_rows, v_ids), v_ids, v_path);
       exception
         when others then
           if not routeledger._is_about_a_row(sqlstate, p_target, v_plan.columns) then
@@ -1943,18 +1949,18 @@ begin
         elsif v_ids is null then
           execute format('select array_agg(s.ctid::text order by s.ctid) from only %s s', p_source) into v_ids;
         end if;
-        v_bad := v_bad || routeledger._bad_rows(v_plan, v_rows, v_ids, p_path, false);
+        v_bad := v_bad || routeledger._bad_rows(v_plan, v_rows, v_ids, v_path, false);
         v_ids := array(select i from unnest(v_ids) i except select b ->> 'id' from jsonb_array_elements(v_bad) b);
         -- in the order of the key, and of each key the best first, so that it does not depend on the order of arrival who is refused
         execute v_plan.order_statement into v_absent using routeledger._rows_at(v_rows, v_ids), v_ids;
-        v_bad := v_bad || routeledger._bad_rows(v_plan, v_rows, coalesce(v_absent, '{}'), p_path, true);
+        v_bad := v_bad || routeledger._bad_rows(v_plan, v_rows, coalesce(v_absent, '{}'), v_path, true);
         v_ids := array(select i from unnest(v_ids) i except select b ->> 'id' from jsonb_array_elements(v_bad) b);
         begin
-          v_run := routeledger._run_upsert(v_plan, routeledger._rows_at(v_rows, v_ids), v_ids, p_path);
+          v_run := routeledger._run_upsert(v_plan, routeledger._rows_at(v_rows, v_ids), v_ids, v_path);
         exception
           when cardinality_violation then
             -- a trigger gives several rows one key: they can only go one after the other
-            v_run := routeledger._run_one_by_one(v_plan, v_rows, v_absent, v_ids, p_path);
+            v_run := routeledger._run_one_by_one(v_plan, v_rows, v_absent, v_ids, v_path);
         end;
       end if;
       inserted := v_run.inserted;
@@ -1969,7 +1975,7 @@ begin
       end if;
       if unchanged > 0 and v_plan.absent_statement is not null then
         execute v_plan.absent_statement into v_absent using routeledger._rows_at(v_rows, v_ids), v_ids;
-        v_absent := routeledger._kept_out(v_plan, v_rows, v_absent, p_path);
+        v_absent := routeledger._kept_out(v_plan, v_rows, v_absent, v_path);
         if v_absent <> '{}' then
           unchanged := unchanged - cardinality(v_absent);
           v_bad := v_bad || (select jsonb_agg(jsonb_build_object('id', i, 'code', 'RL307',
@@ -2004,9 +2010,11 @@ begin
     end if;
   end if;
 
-  perform routeledger._count_upsert(coalesce(v_plan.target, p_target::text), received, collapsed, inserted, updated, unchanged, refused);
+  v_target := coalesce(v_plan.target, (
+    select format('%I.%I', n.nspname, c.relname) from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_target), p_target::text);
+  perform routeledger._count_upsert(v_target, received, collapsed, inserted, updated, unchanged, refused);
   v_report := format('upsert into %s: received %s, collapsed %s, inserted %s, updated %s, unchanged %s, refused %s',
-    coalesce(v_plan.target, p_target::text), received, collapsed, inserted, updated, unchanged, refused);
+    v_target, received, collapsed, inserted, updated, unchanged, refused);
   if collapsed > 0 then
     raise warning '%', v_report;
   else
@@ -2128,6 +2136,8 @@ as $$
 begin
   if p_target is null then
     perform routeledger._raise_fault('RL101 target');
+  elsif p_columns = '{}' then
+    perform routeledger._raise_fault('RL101 columns names');
   end if;
   return query
   select p.target, p.arbiter, p.key, p.columns, p.statement
@@ -3756,7 +3766,7 @@ begin
       (array['model_performance_between'],
         array['reader', 'writer', 'admin']),
       -- upsert() and what it calls run as their caller
-      (array['upsert', 'upsert_from', 'plan_upsert', '_upsert', '_run_upsert', '_run_one_by_one', '_bad_rows', '_kept_out', '_upsert_shape', '_rows_at', '_is_about_a_row',
+      (array['upsert', 'upsert_from', 'plan_upsert', '_upsert', '_run_upsert', '_run_one_by_one', '_bad_rows', '_kept_out', '_upsert_shape', '_check_names', '_rows_at', '_is_about_a_row',
              '_digest_rows', '_claim_batch', '_settle_batch', '_count_upsert', '_plan_upsert', '_raise', '_raise_fault'],
         array['writer', 'judge', 'admin']),
       (array['maintain', 'configure', 'import_models', 'set_clock', 'grant_tenant', 'revoke_tenant', 'unbind_role', 'set_pattern_rules'],
@@ -4422,17 +4432,21 @@ comment on function routeledger._set_sql(p_new text, p_old text, p_terms routele
 'Writes out what is set when the new row wins.
 Locks: none. Errors: none.';
 
+comment on function routeledger._check_names(p_names text[], p_parameter text) is
+'Refuses a list that holds anything but names.
+Locks: none. Errors: RL101.';
+
 comment on function routeledger._check_upsert(p_target regclass, p_source regclass, p_columns text[]) is
 'Refuses a target, a source or columns that cannot be upserted.
 Locks: none. Errors: RL112, RL113.';
 
 comment on function routeledger._plan_upsert(p_target regclass, p_source regclass, p_columns text[], p_key text[], p_precedence text, p_on_tie text, p_sees_all boolean) is
-'Makes the statements of an upsert. Each reads its rows from $1 (a JSON array) or from the source table, of which $2 may name a part (by position, or by ctid). `statement` answers how many rows had a key, won, had to be written, were inserted as new, were inserted where another had been a moment before, and were updated.
+'Makes the statements of an upsert. Each reads its rows from $1 (a JSON array) or from the source table, of which $2 may name a part (by position, or by ctid). `statement` answers how many rows had a key, won, were inserted as new, were inserted where another had been a moment before, and were updated.
 src: the rows in the types of the target, with the parts of the key; win: of each key the best; todo: those that the table does not have, or has worse; ins: the new ones; upd: the others.
 Locks: none. Errors: RL102, RL112, RL113, RL114, RL204.';
 
 comment on function routeledger._run_upsert(p_plan routeledger.upsert_plan, p_rows jsonb, p_ids text[], p_path text) is
-'Runs a plan over its rows, or over those that p_ids names, with the caller''s search_path. Waits for what others have begun and repeats itself when a row came or went meanwhile, or when an index is being rebuilt (REINDEX CONCURRENTLY makes the unique index fail for a moment).
+'Runs a plan over its rows, or over those that p_ids names, with the caller''s search_path. Waits for what others have begun and repeats itself, holding nothing, when another session was faster, or when an index is being rebuilt (REINDEX CONCURRENTLY makes the unique index fail for a moment).
 Locks: new rows in the order of the key, then existing ones in that order. Errors: what the target raises.';
 
 comment on function routeledger._upsert_shape(p_target regclass, p_rows jsonb, p_columns text[]) is

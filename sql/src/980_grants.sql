@@ -30,7 +30,7 @@ begin
       (array['model_performance_between'],
         array['reader', 'writer', 'admin']),
       -- upsert() and what it calls run as their caller
-      (array['upsert', 'upsert_from', 'plan_upsert', '_upsert', '_run_upsert', '_run_one_by_one', '_bad_rows', '_kept_out', '_upsert_shape', '_rows_at', '_is_about_a_row',
+      (array['upsert', 'upsert_from', 'plan_upsert', '_upsert', '_run_upsert', '_run_one_by_one', '_bad_rows', '_kept_out', '_upsert_shape', '_check_names', '_rows_at', '_is_about_a_row',
              '_digest_rows', '_claim_batch', '_settle_batch', '_count_upsert', '_plan_upsert', '_raise', '_raise_fault'],
         array['writer', 'judge', 'admin']),
       (array['maintain', 'configure', 'import_models', 'set_clock', 'grant_tenant', 'revoke_tenant', 'unbind_role', 'set_pattern_rules'],

@@ -337,17 +337,21 @@ comment on function routeledger._set_sql(p_new text, p_old text, p_terms routele
 'Writes out what is set when the new row wins.
 Locks: none. Errors: none.';
 
+comment on function routeledger._check_names(p_names text[], p_parameter text) is
+'Refuses a list that holds anything but names.
+Locks: none. Errors: RL101.';
+
 comment on function routeledger._check_upsert(p_target regclass, p_source regclass, p_columns text[]) is
 'Refuses a target, a source or columns that cannot be upserted.
 Locks: none. Errors: RL112, RL113.';
 
 comment on function routeledger._plan_upsert(p_target regclass, p_source regclass, p_columns text[], p_key text[], p_precedence text, p_on_tie text, p_sees_all boolean) is
-'Makes the statements of an upsert. Each reads its rows from $1 (a JSON array) or from the source table, of which $2 may name a part (by position, or by ctid). `statement` answers how many rows had a key, won, had to be written, were inserted as new, were inserted where another had been a moment before, and were updated.
+'Makes the statements of an upsert. Each reads its rows from $1 (a JSON array) or from the source table, of which $2 may name a part (by position, or by ctid). `statement` answers how many rows had a key, won, were inserted as new, were inserted where another had been a moment before, and were updated.
 src: the rows in the types of the target, with the parts of the key; win: of each key the best; todo: those that the table does not have, or has worse; ins: the new ones; upd: the others.
 Locks: none. Errors: RL102, RL112, RL113, RL114, RL204.';
 
 comment on function routeledger._run_upsert(p_plan routeledger.upsert_plan, p_rows jsonb, p_ids text[], p_path text) is
-'Runs a plan over its rows, or over those that p_ids names, with the caller''s search_path. Waits for what others have begun and repeats itself when a row came or went meanwhile, or when an index is being rebuilt (REINDEX CONCURRENTLY makes the unique index fail for a moment).
+'Runs a plan over its rows, or over those that p_ids names, with the caller''s search_path. Waits for what others have begun and repeats itself, holding nothing, when another session was faster, or when an index is being rebuilt (REINDEX CONCURRENTLY makes the unique index fail for a moment).
 Locks: new rows in the order of the key, then existing ones in that order. Errors: what the target raises.';
 
 comment on function routeledger._upsert_shape(p_target regclass, p_rows jsonb, p_columns text[]) is

@@ -80,7 +80,7 @@ def test_the_command_runs_as_a_process() -> None:
 def test_help_lists_the_commands_and_the_exit_codes(run: Callable[..., Result]) -> None:
     shown = run("--help")
     assert shown.code == 0
-    words = "install verify doctor demo models patterns spool".split()
+    words = ["install", "verify", "doctor", "demo", "models", "patterns", "spool"]
     for word in (*words, "Exit codes"):
         assert word in shown.out
     for command in ("plan", "install", "verify", "uninstall", "reap", "maintain", "doctor"):

@@ -371,11 +371,12 @@ ROWS = Rule(
 )
 # An upsert says in its answer what a row is refused for; a call is refused for what is wrong with it.
 UPSERT_TARGET = Rule({**dict.fromkeys(RELATION, "RL112"), "null": "RL101"}, called="")
+NO_NAMES = dict.fromkeys(("empty", "null word", "two-dimensional"), "RL101")
 UPSERT_KEY = Rule(
     {
         **dict.fromkeys(WORDS, "RL204"),
         "null": OK,
-        **dict.fromkeys(("empty", "null word"), "RL101"),
+        **NO_NAMES,
         "the key": Value(["k"], OK),
         "the key twice, and quoted": Value(["k", '"k"', "K"], OK),
     }
@@ -538,7 +539,9 @@ TABLE: dict[str, dict[str, Rule]] = {
             {**ROWS.kinds, "objects": "RL113", "10001 rows": Value([{}] * 100_001, "RL501")},
             called="",
         ),
-        "columns": Rule(dict.fromkeys(WORDS, OK)),  # each row has a column more
+        "columns": Rule(
+            {**dict.fromkeys(WORDS, OK), **NO_NAMES}
+        ),  # a row has others: it is refused
     },
     "upsert_from": {
         **UPSERT,
@@ -546,12 +549,12 @@ TABLE: dict[str, dict[str, Rule]] = {
             {**dict.fromkeys(RELATION, "RL112"), **dict.fromkeys(("null", "none"), "RL101")},
             called="",
         ),
-        "columns": Rule({**dict.fromkeys(WORDS, "RL113"), "null": OK}, called=""),
+        "columns": Rule({**dict.fromkeys(WORDS, "RL113"), **NO_NAMES, "null": OK}, called=""),
     },
     "plan_upsert": {
         **UPSERT_RULE,
         "target": UPSERT_TARGET,
-        "columns": Rule(dict.fromkeys(WORDS, "RL113"), called=""),
+        "columns": Rule({**dict.fromkeys(WORDS, "RL113"), **NO_NAMES}, called=""),
     },
     "persist_model_performance": {"rows": ROWS},
     "rollup_model_performance": {
