@@ -727,21 +727,20 @@ async def test_cancelled(async_ledger: AsyncLedger, db: Database) -> None:
 
 
 async def test_the_event_loop_keeps_turning(async_ledger: AsyncLedger) -> None:
-    longest, running = 0.0, True
+    """Others have their turn at least once for each block of rows that is read or dumped."""
+    turns, running = 0, True
 
     async def watch() -> None:
-        nonlocal longest
-        before = time.monotonic()
+        nonlocal turns
         while running:
-            await asyncio.sleep(0.005)
-            now = time.monotonic()
-            longest, before = max(longest, now - before), now
+            await asyncio.sleep(0)
+            turns += 1
 
     watcher = asyncio.create_task(watch())
     await async_ledger.upsert("t", samples(100_000), precedence="greatest n")
     running = False
     await watcher
-    assert longest < 0.25
+    assert turns > 2 * 100_000 / 4096
 
 
 # END ASYNC-ONLY
