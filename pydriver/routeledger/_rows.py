@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from itertools import chain
+from itertools import chain, compress
 from operator import attrgetter, itemgetter
 from typing import Any, Final
 from uuid import UUID
@@ -78,6 +78,22 @@ class Chunk:
         self.refused += [(ords[n], error) for n, error in errors.items()]
         self.rows = [row for n, row in enumerate(self.rows) if n not in errors]
         self.ords = [ord_ for n, ord_ in enumerate(ords) if n not in errors]
+
+    def deal(self, hashes: Sequence[int], number: int) -> list[Chunk]:
+        """The chunk in so many parts, each row in the one that its hash says."""
+        self._keep_ords(len(self.rows))
+        lanes = [hash_ % number for hash_ in hashes]
+        parts = []
+        for lane in range(number):
+            mine = [lane == other for other in lanes]
+            part = Chunk(self.number, self.first, ragged=self.ragged)
+            part.rows = list(compress(self.rows, mine))
+            part.ords = list(compress(self.ords or (), mine))
+            part.size = len(part.rows)
+            parts.append(part)
+        parts[0].refused = self.refused
+        parts[0].size += len(self.refused)
+        return parts
 
     def ord_of(self, position: int) -> int:
         """The place in the stream of the row that the server saw at this place, both from 1."""

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
+from operator import itemgetter
 from typing import Any, Protocol
 
 import psycopg
@@ -145,7 +146,7 @@ class Upsert:
         timeout: seconds to wait for a connection.
         options: parameters of the routine, but the rows and the batch id.
         chunk_rows: rows of a transaction.
-        connections: chunks on their way at the same time, and in memory.
+        connections: parts of chunks on their way at the same time.
         copy_threshold: rows from which a chunk is copied.
     """
 
@@ -179,7 +180,10 @@ class Upsert:
         if conn is not None or options["on_tie"] != "greatest_row":
             connections = 1  # what came later wins, or loses, so the order matters
         self._connections = min(connections, pool.max_size)
-        self._slots = Slots(self._connections)
+        # Rows of one key always take the same lane: two connections that brought a new key at the
+        # same time would wait for each other, and one would have to begin again.
+        self._lanes = [Slots(1) for _ in range(self._connections)]
+        self._key: Callable[[Any], Any] | None = None
         self._columns: tuple[str, ...] | None = None
         self._table: sql.Identifier | None = None
         self._documents: frozenset[str] | None = None
@@ -203,23 +207,27 @@ class Upsert:
     def _write_all(self, source: Source) -> None:
         workers: list[Worker] = []
         try:
-            while True:
-                self._slots.take()
-                self._report(source)
-                if self._error is not None:
-                    break
+            while not self._failed():
                 chunk = source.chunk(self._chunk_rows)
                 self._columns = source.columns
-                if chunk.size or chunk.number == 1:
-                    # The first chunk of a batch goes alone: it tells whether the batch has been
-                    # applied in other chunks before, which no other may find out too late.
-                    first = chunk.number == 1 and (chunk.last or self._batch_id is not None)
-                    if first or self._connections == 1:
+                # The first chunk of a batch goes alone: it tells whether the batch has been
+                # applied in other chunks before, which no other may find out too late.
+                first = chunk.number == 1 and (chunk.last or self._batch_id is not None)
+                if first or self._connections == 1:
+                    if chunk.size or chunk.number == 1:
                         self._write(chunk)
-                        self._slots.give(1)
-                    else:
+                        self._report(source)
+                else:
+                    if chunk.number == 1:
+                        self._learn_key()
+                    for lane, part in self._parts(chunk):
+                        lane.take()
+                        self._report(source)
+                        if self._failed():
+                            break
                         workers = [worker for worker in workers if not worker.ended()]
-                        workers.append(Worker(partial(self._work, chunk), "routeledger-upsert"))
+                        work = partial(self._work, part, lane)
+                        workers.append(Worker(work, "routeledger-upsert"))
                 if chunk.last:
                     break
         except Cancelled:
@@ -233,13 +241,35 @@ class Upsert:
             raise self._error
         self._report(source)
 
-    def _work(self, chunk: Chunk) -> None:
+    def _failed(self) -> bool:
+        return self._error is not None
+
+    def _work(self, chunk: Chunk, lane: Slots) -> None:
         try:
             self._write(chunk)
         except BaseException as exc:  # noqa: BLE001 - the caller raises it
             self._error = self._error or exc
         finally:
-            self._slots.give(1)
+            lane.give(1)
+
+    def _learn_key(self) -> None:
+        """Find out by which columns rows are dealt to the lanes; of an expression by none."""
+        params = {**self._options, "columns": list(self._columns or ())}
+        del params["strict"]
+        with contextlib.suppress(psycopg.Error, ValueError):  # the write itself says what is wrong
+            with self._pool.connection(timeout=self._timeout) as conn:
+                record = _fetch(conn, _calls.PLAN_UPSERT, params)
+            self._key = itemgetter(*[(self._columns or ()).index(name) for name in record[2]])
+
+    def _parts(self, chunk: Chunk) -> Iterable[tuple[Slots, Chunk]]:
+        """What of a chunk goes on which lane."""
+        if self._key is not None and self._batch_id is None:
+            with contextlib.suppress(TypeError):  # a value that has no hash
+                parts = chunk.deal(list(map(hash, map(self._key, chunk.rows))), len(self._lanes))
+                return [
+                    (lane, part) for lane, part in zip(self._lanes, parts, strict=True) if part.size
+                ]
+        return [(self._lanes[chunk.number % len(self._lanes)], chunk)] if chunk.size else []
 
     # -- what came of it --
 

@@ -343,7 +343,8 @@ class UpsertResult:
 
 @dataclass(frozen=True, slots=True)
 class UpsertProgress:
-    """How far an upsert is: rows that are done, and chunks. `total` is None for a stream."""
+    """How far an upsert is: rows that are done, and chunks (or parts of them, where several
+    connections share one). `total` is None for a stream."""
 
     received: int
     collapsed: int

@@ -387,11 +387,12 @@ def test_a_batch_of_sums_that_comes_again_adds_nothing(
 
 
 def test_progress(ledger: Ledger, db: Database) -> None:
-    for rows, total in ((samples(100), 100), (iter(samples(100)), None)):
+    # each of four chunks is dealt to the connections
+    for rows, total, connections in ((samples(100), 100, 1), (iter(samples(100)), None, 2)):
         seen: list[UpsertProgress] = []
-        ledger.upsert("t", rows, chunk_rows=30, progress=seen.append)
+        ledger.upsert("t", rows, chunk_rows=30, connections=connections, progress=seen.append)
         assert [p.chunks for p in seen] == sorted({p.chunks for p in seen})
-        assert seen[-1].chunks == 4
+        assert seen[-1].chunks == 4 * connections
         assert counts(seen[-1])[0] == 100
         assert all(p.total == total for p in seen)
 
