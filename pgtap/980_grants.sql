@@ -114,7 +114,7 @@ select throws_ok(
   $$ select * from routeledger.decisions $$, '42501', 'permission denied for schema routeledger', 'and no view');
 
 set local role tap980_reader;
-select is(routeledger.version(), '0.2.0', 'a reader: the version');
+select is(routeledger.version(), '0.3.0', 'a reader: the version');
 select lives_ok(
   $$
     select (select count(*) from routeledger.decisions), (select count(*) from routeledger.attempts), (select count(*) from routeledger.in_flight),
@@ -147,7 +147,7 @@ select throws_ok(
   $$ create table routeledger.tap980 (id integer) $$, '42501', 'permission denied for schema routeledger', 'and no place for things of its own');
 
 set local role tap980_judge;
-select is(routeledger.version(), '0.2.0', 'a judge: the version');
+select is(routeledger.version(), '0.3.0', 'a judge: the version');
 select throws_ok(
   $$ select routeledger.complete_decision('tap980', null, 'failed') $$, '42501', 'permission denied for function complete_decision', 'no outcome');
 select throws_ok(

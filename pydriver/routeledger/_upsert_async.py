@@ -228,7 +228,7 @@ class AsyncUpsert:
         workers: list[Worker] = []
         try:
             while not self._failed():
-                chunk = await source.chunk(self._chunk_rows)
+                chunk = await source.chunk(self._limit(source))
                 self._columns = source.columns
                 # The first chunk of a batch goes alone: it tells whether the batch has been
                 # applied in other chunks before, which no other may find out too late.
@@ -260,6 +260,12 @@ class AsyncUpsert:
         if self._error is not None:
             raise self._error
         self._report(source)
+
+    def _limit(self, source: AsyncSource) -> int:
+        """How many rows to read at once: of those that are dealt, a chunk for each lane."""
+        if self._key is None or self._batch_id is not None:
+            return self._chunk_rows
+        return min(MOST_ROWS, self._chunk_rows * len(self._lanes))
 
     def _failed(self) -> bool:
         return self._error is not None

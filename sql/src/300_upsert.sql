@@ -725,6 +725,7 @@ declare
   v_bad record;
   v_x text := '_rl_';   -- begins our own names: no column of the target begins with it
   v_n integer := 0;
+  v_names text[];       -- what the parts of the key go by: a column that is written by its own name
   v_keys text;
   v_parts jsonb;
   v_rows text;          -- templates, from here on
@@ -834,7 +835,13 @@ begin
     v_n := v_n + 1;
     v_x := '_rl' || v_n || '_';
   end loop;
-  v_keys := (select string_agg(format('s.%sk%s', v_x, n), ', ' order by n) from generate_subscripts(v_key.part, 1) n);
+  v_names := array(
+    select case when exists (
+        select from pg_index i
+        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[n - 1] and a.attcollation = i.indcollation[n - 1]
+        where i.indexrelid = v_arbiter and a.attname = any (v_column.name)) then quote_ident(v_key.part[n]) else format('%sk%s', v_x, n) end
+    from generate_subscripts(v_key.part, 1) n order by n);
+  v_keys := (select string_agg('s.' || k, ', ' order by n) from unnest(v_names) with ordinality u (k, n));
   v_parts := jsonb_build_object(
     'x', v_x,
     'rel', quote_ident(v_target.relname),
@@ -855,42 +862,43 @@ begin
       select string_agg(
         case
           when c <> all (v_given) then format('%s::%s%s as %I', d, t, l, c)
-          else format('r.%I', c)
+          else format('r.%1$I%2$s as %1$I', c, l)
         end, ', ' order by n)
       from unnest(v_column.name, v_column.type, v_column.collated, v_column.constant_default) with ordinality u (c, t, l, d, n)),
     'generated', v_index.generated,
-    'derived', (select string_agg(format('%s as %sk%s', k, v_x, n), ', ' order by n) from unnest(v_key.target_sql) with ordinality u (k, n)),
+    'derived', (select string_agg(format(', %s as %s', k, m), '' order by n) from unnest(v_key.target_sql, v_names) with ordinality u (k, m, n) where left(m, length(v_x)) = v_x),
+    'key', (select string_agg(format('%s as %s', k, m), ', ' order by n) from unnest(v_key.target_sql, v_names) with ordinality u (k, m, n)),
     's_keys', v_keys,
-    'w_keys', (select string_agg(format('w.%sk%s', v_x, n), ', ' order by n) from generate_subscripts(v_key.part, 1) n),
+    'w_keys', (select string_agg('w.' || k, ', ' order by n) from unnest(v_names) with ordinality u (k, n)),
     'same_key', (
       select string_agg(format(
         case when v_index.nulls_equal and v_target.mute and n = any (v_key.nullable)
-          then '(t.%1$sk%2$s %3$s w.%1$sk%2$s or (t.%1$sk%2$s is not distinct from null and w.%1$sk%2$s is not distinct from null))'
-          else 't.%1$sk%2$s %3$s w.%1$sk%2$s' end, v_x, n, o), ' and ' order by n)
+          then '(t.%1$s %2$s w.%1$s or (t.%1$s is not distinct from null and w.%1$s is not distinct from null))'
+          else 't.%1$s %2$s w.%1$s' end, v_names[n], o), ' and ' order by n)
       from unnest(v_key.equal_operator) with ordinality u (o, n)),
     'keyed', concat_ws(' and ',
       'true',
       case when not v_index.nulls_equal then (
-        select string_agg(format('s.%sk%s is distinct from null', v_x, n), ' and ' order by n) from generate_subscripts(v_key.part, 1) n) end,
+        select string_agg(format('s.%s is distinct from null', k), ' and ' order by n) from unnest(v_names) with ordinality u (k, n)) end,
       case when v_index.predicate is not null then format('s.%sp', v_x) end),
     'covered', ', (' || v_index.predicate || ') is true as ' || v_x || 'p',
     'where_covered', ' where ' || v_index.predicate,
     'conflict', array_to_string(v_key.target_sql, ', '),
     -- looking up a key that holds NULL is slow, so the index itself says whether it is there, unless it cannot say
     'or_null_key', case when v_index.nulls_equal and not v_target.mute then (
-      select ' or ' || string_agg(format('w.%sk%s is not distinct from null', v_x, n), ' or ' order by n) from unnest(v_key.nullable) n) end,
+      select ' or ' || string_agg(format('w.%s is not distinct from null', v_names[n]), ' or ' order by n) from unnest(v_key.nullable) n) end,
     'best_first', concat(
       (select string_agg(format(', %s %s nulls last', routeledger._term_sql('s', t), case t.rule when 'first' then 'asc' else 'desc' end), '' order by t.n)
        from unnest(v_terms) t
        where t.rule <> 'sum'),
       case when p_on_tie = 'replace' and v_summed = '{}' then format(', s.%sord desc', v_x) end,
       ', ' || routeledger._image_sql('s', v_compared || v_summed) || ' using operator(pg_catalog.*>)'),
-    'chosen', case when v_summed = '{}' then 's.*' else concat(
-      format('s.%sord', v_x),
-      (select string_agg(format(', s.%sk%s', v_x, n), '' order by n) from generate_subscripts(v_key.part, 1) n),
+    'chosen', concat_ws(', ',
+      case when v_target.guarded then format('s.%sord', v_x) end,
+      (select string_agg('s.' || k, ', ' order by n) from unnest(v_names) with ordinality u (k, n) where left(k, length(v_x)) = v_x),
       (select string_agg(
-         case when c = any (v_summed) then format(', (pg_catalog.sum(s.%1$I) over (partition by %3$s))::%2$s as %1$I', c, t, v_keys) else format(', s.%I', c) end, '' order by n)
-       from unnest(v_column.name, v_column.type) with ordinality u (c, t, n))) end,
+         case when c = any (v_summed) then format('(pg_catalog.sum(s.%1$I) over (partition by %3$s))::%2$s as %1$I', c, t, v_keys) else format('s.%I', c) end, ', ' order by n)
+       from unnest(v_column.name, v_column.type) with ordinality u (c, t, n))),
     -- what is read of the table: only what is compared, and no system column
     'there', 'true as ' || v_x || 'there, ' || routeledger._columns_sql(quote_ident(v_target.relname), v_column.name),
     'w_wins', routeledger._wins_sql('w', 't', v_terms, v_compared, p_on_tie),
@@ -909,29 +917,28 @@ begin
     else 'select coalesce(r.{x}id::pg_catalog.int8, r.{x}ord) as {x}ord, {taken}
         from rows from (pg_catalog.jsonb_to_recordset($1) as ({typed}), pg_catalog.unnest($2)) with ordinality as r ({given}, {x}id, {x}ord)'
   end;
-  v_src := 'select {rel}.*, {derived}{covered} from ('
+  v_src := 'select {rel}.*{derived}{covered} from ('
     || case when v_index.generated is null then v_rows else 'select {rel}.*{generated} from (' || v_rows || ') {rel}' end
     || ') {rel}';
   v_todo := 'with src as ' || case when p_source is null then '' else 'not ' end || 'materialized (
     ' || v_src || '),
   win as materialized (
-    select distinct on ({s_keys}) {chosen} from src s where {keyed} order by {s_keys}{best_first}),
-  todo as materialized (
-    select w.*, t.{x}there, t.{x}there is not null{or_null_key} as {x}known
-    from win w
+    select w.*, t.{x}there, t.{x}there is not null{or_null_key} as {x}known, t.{x}there is null or ({w_wins}) as {x}wins
+    from (
+      select distinct on ({s_keys}) {chosen} from src s where {keyed} order by {s_keys}{best_first}
+    ) w
     left join (
-      select {there}, {derived} from {only}{table} {rel}{where_covered}
-    ) t on {same_key}
-    where t.{x}there is null or ({w_wins}))';
+      select {there}{derived} from {only}{table} {rel}{where_covered}
+    ) t on {same_key})';
   v_ins := '
   insert into {table} as t ({written}){overriding}
-    select {w_written} from todo w where not w.{x}known order by {w_keys}';
+    select {w_written} from win w where not w.{x}known order by {w_keys}';
   v_upd := case
     when v_set = '{}' then '
-    select false from todo w where false'
+    select false where false'
     else '
     insert into {table} as t ({written}){overriding}
-    select {w_written} from todo w where (w.{x}known{or_raced}) and {ins_first} order by {w_keys}
+    select {w_written} from win w where (w.{x}known{or_raced}) and w.{x}wins and {ins_first} order by {w_keys}
     on conflict ({conflict}){where_covered} do update set {set} where {wins}
     returning {is_new}'
   end;
@@ -954,17 +961,17 @@ begin
     v_todo || ',
   ins as (' || v_ins || '
     on conflict ({conflict}){where_covered} do nothing
-    returning {derived}),
+    returning {key}),
   upd (is_new) as (' || v_upd || ')' || v_counts,
     v_parts || jsonb_build_object('or_raced', routeledger._fill(' or not exists (select from ins t where {same_key})', v_parts)));
   if v_target.guarded then
     v_plan.absent_statement := routeledger._fill(
-      v_todo || ' select pg_catalog.array_agg(w.{x}ord::pg_catalog.text) from todo w where w.{x}there is null', v_parts);
+      v_todo || ' select pg_catalog.array_agg(w.{x}ord::pg_catalog.text) from win w where w.{x}there is null', v_parts);
     v_plan.probe_statement := routeledger._fill(
       v_todo || ',
   upd as (
     insert into {table} as t ({written}){overriding}
-    select {w_written} from todo w
+    select {w_written} from win w where w.{x}wins
     on conflict ({conflict}){where_covered} do update set {probe}
     returning 1)
   select pg_catalog.count(*) from upd', v_parts || jsonb_build_object('probe', coalesce(
@@ -1772,8 +1779,6 @@ as $$
 begin
   if p_target is null then
     perform routeledger._raise_fault('RL101 target');
-  elsif p_columns = '{}' then
-    perform routeledger._raise_fault('RL101 columns names');
   end if;
   return query
   select p.target, p.arbiter, p.key, p.columns, p.statement

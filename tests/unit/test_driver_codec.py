@@ -86,8 +86,8 @@ def test_versions() -> None:
     _handshake.check("0.1.0", dsn)
     _handshake.check("0.2.7", dsn)
     with pytest.raises(errors.SchemaTooNew) as newer:
-        _handshake.check("0.3.0", dsn)
-    assert newer.value.hint == "Run: pip install --upgrade 'routeledger>=0.3.0'"
+        _handshake.check("0.4.0", dsn)
+    assert newer.value.hint == "Run: pip install --upgrade 'routeledger>=0.4.0'"
     with pytest.raises(errors.OtherVersionInstalled) as older:
         _handshake.check("0.0.9", dsn)
     assert older.value.hint == "Run: routeledger upgrade --dsn dbname=d"
