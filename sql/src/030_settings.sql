@@ -92,7 +92,8 @@ begin
       retry_jitter = v_new.retry_jitter,
       implausible_factor = v_new.implausible_factor,
       implausible_usd_per_mtok = v_new.implausible_usd_per_mtok,
-      rollup_look_back = v_new.rollup_look_back
+      rollup_look_back = v_new.rollup_look_back,
+      repair_retention = v_new.repair_retention
     where only_row;
   exception
     when check_violation then
