@@ -142,12 +142,6 @@ as $$
       'Write terms such as ''greatest n'', ''latest updated_at'', ''first seen_at'', or ''sum hits, cost'' over columns that are written; DETAIL says which term is in the way.', false),
     ('RL115', 'no_key', 'a row has no key: a key column is null, or the row is outside the unique index',
       'Give every key column a value that the unique index named in DETAIL covers.', false),
-    ('RL116', 'unsuitable_predicate', 'this cannot be the predicate of a constraint',
-      'Write one boolean expression over the columns of the table that means the same in every session; DETAIL says what is in the way.', false),
-    ('RL117', 'unsuitable_table', 'constraints of this relation cannot be declared here',
-      'Pass an ordinary or partitioned table, or for what is inherited the table that DETAIL names.', false),
-    ('RL118', 'unsuitable_columns', 'these columns cannot be a unique key',
-      'Name columns or expressions whose types have an order, each once; DETAIL says what is in the way.', false),
     ('RL201', 'decision_not_found', 'there is no such decision',
       'Check tenant_id and id, and that insert_decision was committed before this call.', false),
     ('RL202', 'attempt_not_found', 'this decision has no such attempt',
@@ -158,12 +152,6 @@ as $$
       'Name the columns of a unique index in key, or make one.', false),
     ('RL205', 'rule_set_not_found', 'there is no such rule set or version',
       'Use one of those that DETAIL lists, or make a rule set with set_pattern_rules().', false),
-    ('RL206', 'repair_not_found', 'there is no such repair',
-      'Read routeledger.repair_history, or run `routeledger repair list`.', false),
-    ('RL207', 'declaration_not_found', 'no constraint of that name is declared for that table',
-      'Read routeledger.constraint_states(), or declare it with declare_constraint().', false),
-    ('RL208', 'change_not_found', 'no change of that constraint is on record that could be undone',
-      'Read routeledger.constraint_history; a change is undone once, the last one first.', false),
     ('RL301', 'id_reused', 'this id already holds a different payload',
       'Repeat the first call exactly, or use a new id for a new decision or attempt.', false),
     ('RL302', 'already_completed', 'this decision already has a different outcome',
@@ -180,16 +168,6 @@ as $$
       'DETAIL holds what the table said: mend the row, or the constraint, policy or trigger that refused it.', false),
     ('RL308', 'batch_reused', 'this batch id was applied with other rows',
       'Repeat the batch exactly, or give new rows a new batch id.', false),
-    ('RL309', 'constraint_refused', 'the constraint was not put in place',
-      'DETAIL says what is in the way and how much of it; leave p_strict out to get the same as a row.', false),
-    ('RL310', 'changed_since', 'rows have changed since the repair',
-      'Look at the rows in DETAIL; an admin may pass force => true, which overwrites them and keeps their images too.', false),
-    ('RL311', 'images_dropped', 'the images of this repair are past their retention',
-      'Restore from a backup; settings.repair_retention says how long images are kept.', false),
-    ('RL312', 'already_undone', 'this repair has been undone already',
-      'Undo the repair that DETAIL names to have it back.', false),
-    ('RL313', 'counts_disagree', 'a repair does not add up and was rolled back',
-      'Nothing was changed. A trigger or a rule of the table has probably changed other rows: DETAIL has the counts.', false),
     ('RL401', 'lease_lost', 'the lease ran out and the reaper closed this decision',
       'Stop the work, or finish it: a completion is still accepted once and marked as late.', false),
     ('RL501', 'batch_too_large', 'too many rows in one call',
@@ -501,7 +479,6 @@ create table if not exists routeledger.settings (
   implausible_usd_per_mtok numeric not null default 10000,
   tenants_bound boolean not null default false,
   rollup_look_back interval not null default interval '3 days',
-  repair_retention interval not null default interval '90 days',
   constraint settings_pkey primary key (only_row),
   constraint settings_only_row check (only_row),
   constraint settings_lease_check check (lease between interval '1 second' and interval '24 hours'),
@@ -517,8 +494,7 @@ create table if not exists routeledger.settings (
   constraint settings_retry_jitter_check check (retry_jitter between 0 and 1),
   constraint settings_implausible_factor_check check (implausible_factor between 2 and 1000),
   constraint settings_implausible_usd_per_mtok_check check (implausible_usd_per_mtok between 1 and 1000000000),
-  constraint settings_rollup_look_back_check check (rollup_look_back between interval '0' and interval '10 years'),
-  constraint settings_repair_retention_check check (repair_retention between interval '1 day' and interval '100 years')
+  constraint settings_rollup_look_back_check check (rollup_look_back between interval '0' and interval '10 years')
 );
 
 insert into routeledger.settings default values on conflict do nothing;
@@ -5772,12 +5748,12 @@ set search_path = pg_catalog, routeledger, pg_temp
 as $$
 declare
   v_bad jsonb[] := array[]::jsonb[];
+  v_orphans jsonb[];
   v_left jsonb[];
   v_todo integer[] := array[1, cardinality(p_ids)];
   v_from integer;
   v_to integer;
   v_one jsonb;
-  v_again boolean;
   v_state text;
   v_message text;
   v_detail text;
@@ -5816,14 +5792,15 @@ begin
       end;
     end loop;
     -- a row that points to another row of the table may have come before it
-    v_again := exists (select from unnest(v_bad) b where b #>> '{detail,sqlstate}' = '23503');
-    while v_again loop
-      v_left := array[]::jsonb[];
-      foreach v_one in array v_bad loop
+    select
+      coalesce(array_agg(u.b order by u.n) filter (where u.b #>> '{detail,sqlstate}' = '23503'), '{}'),
+      coalesce(array_agg(u.b order by u.n) filter (where u.b #>> '{detail,sqlstate}' <> '23503'), '{}')
+    into v_orphans, v_bad
+    from unnest(v_bad) with ordinality u (b, n);
+    loop
+      v_left := '{}';
+      foreach v_one in array v_orphans loop
         begin
-          if v_one #>> '{detail,sqlstate}' <> '23503' then
-            raise check_violation;  -- again is no use
-          end if;
           perform routeledger._run_upsert(p_plan, routeledger._rows_at(p_rows, array[v_one ->> 'id']), array[v_one ->> 'id'], p_path);
         exception
           when others then
@@ -5833,9 +5810,10 @@ begin
             v_left := array_append(v_left, v_one);
         end;
       end loop;
-      v_again := cardinality(v_left) < cardinality(v_bad);
-      v_bad := v_left;
+      exit when cardinality(v_left) = cardinality(v_orphans);
+      v_orphans := v_left;
     end loop;
+    v_bad := v_bad || v_left;
     raise exception using errcode = 'UNDO0', message = 'undone on purpose';
   exception
     when sqlstate 'UNDO0' then
@@ -6346,6 +6324,32 @@ as $$
     pg_catalog.current_setting('search_path')) u
 $$;
 
+-- Returns the refusals of a call that judges its rows and then upserts those without fault: both, by the place of
+-- the row in the call. p_ords are the places of the rows that were upserted, p_refusals what upsert() said of them.
+-- Locks: none. Errors: none.
+create or replace function routeledger._place_refusals(
+  p_faults text[],
+  p_ords integer[],
+  p_refusals jsonb
+)
+returns jsonb
+language sql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select coalesce(jsonb_agg(r.refusal || jsonb_build_object('ord', r.ord) order by r.ord), '[]')
+  from (
+    select f.n, jsonb_build_object('code', e.code, 'message', e.message, 'detail', routeledger._fault_detail(f.fault), 'hint', e.hint)
+    from unnest(p_faults) with ordinality f (fault, n)
+    join routeledger._errors() e on e.code = split_part(f.fault, ' ', 1)
+    union all
+    select p_ords[(u.refusal ->> 'ord')::integer], u.refusal
+    from jsonb_array_elements(p_refusals) u (refusal)
+  ) r (ord, refusal)
+$$;
+
 -- Says what upsert() would do for rows of these columns: which unique index decides, what its key is, which
 -- columns are written, and the statement that is run, with $1 for the rows.
 -- Locks: none. Errors: RL101, RL102, RL112, RL113, RL114, RL204.
@@ -6373,6 +6377,8 @@ as $$
 begin
   if p_target is null then
     perform routeledger._raise_fault('RL101 target');
+  elsif p_columns = '{}' then
+    perform routeledger._raise_fault('RL101 columns names');
   end if;
   return query
   select p.target, p.arbiter, p.key, p.columns, p.statement
@@ -6658,7 +6664,7 @@ declare
   v_inputs routeledger.performance_input[];
   v_faults text[];
   v_good jsonb;
-  v_ords bigint[];
+  v_ords integer[];
   v_result record;
 begin
   select s.* into v_settings from routeledger.settings s;
@@ -6670,7 +6676,7 @@ begin
     from jsonb_array_elements(p_rows) with ordinality e (row, i)
     order by e.i);
 
-  select jsonb_agg(to_jsonb(v_inputs[g.i]) || '{"from_ledger": false}' order by g.i), array_agg(g.i order by g.i) into v_good, v_ords
+  select jsonb_agg(to_jsonb(v_inputs[g.i]) || '{"from_ledger": false}' order by g.i), array_agg(g.i::integer order by g.i) into v_good, v_ords
   from unnest(v_faults) with ordinality g (fault, i)
   where g.fault is null;
   select u.* into strict v_result
@@ -6687,17 +6693,7 @@ begin
   select
     cardinality(v_faults)::bigint, v_result.collapsed, v_result.inserted, v_result.updated, v_result.unchanged,
     cardinality(v_faults) - coalesce(cardinality(v_ords), 0) + v_result.refused,
-    coalesce(jsonb_agg(x.refusal order by x.ord), '[]')
-  from (
-    select
-      f.i as ord,
-      jsonb_build_object('ord', f.i, 'code', e.code, 'message', e.message, 'detail', routeledger._fault_detail(f.fault), 'hint', e.hint) as refusal
-    from unnest(v_faults) with ordinality f (fault, i)
-    join routeledger._errors() e on e.code = split_part(f.fault, ' ', 1)
-    union all
-    select v_ords[(r ->> 'ord')::integer] as ord, r || jsonb_build_object('ord', v_ords[(r ->> 'ord')::integer]) as refusal
-    from jsonb_array_elements(v_result.refusals) r
-  ) x;
+    routeledger._place_refusals(v_faults, v_ords, v_result.refusals);
 end
 $$;
 
@@ -7815,16 +7811,7 @@ begin
   return query
   select
     cardinality(v_faults)::bigint, u.collapsed, u.inserted, u.updated, u.unchanged, u.refused + o.refused,
-    coalesce((
-      select jsonb_agg(r.refusal order by (r.refusal ->> 'ord')::integer)
-      from (
-        select jsonb_build_object('ord', f.n, 'code', e.code, 'message', e.message, 'detail', routeledger._fault_detail(f.fault), 'hint', e.hint)
-        from unnest(v_faults) with ordinality f (fault, n)
-        join routeledger._errors() e on e.code = split_part(f.fault, ' ', 1)
-        union all
-        select r.e || jsonb_build_object('ord', v_ords[(r.e ->> 'ord')::integer])
-        from jsonb_array_elements(u.refusals) r (e)
-      ) r (refusal)), '[]')
+    routeledger._place_refusals(v_faults, v_ords, u.refusals)
   from routeledger.upsert(
     'routeledger.pattern_quality_metrics'::regclass, v_rows,
     p_key => array['pattern_id'],
@@ -8790,6 +8777,10 @@ Locks: new rows in the order of the key, then existing ones in that order. Error
 comment on function routeledger.upsert_from(p_target regclass, p_source regclass, p_key text[], p_precedence text, p_on_tie text, p_columns text[], p_batch_id text, p_strict boolean) is
 'Writes the rows of a staging table into any table: upsert() for loads that are too large for one JSON array. The columns of the source have the names and exactly the types of the target''s, as in `create temp table stage on commit drop as select a, b from target with no data`, so that duplicates are found among the values as they will be stored. p_columns picks some of them. The position of a refused row is its place in the source.
 Locks: new rows in the order of the key, then existing ones in that order. Errors: RL101, RL102, RL107, RL108, RL112, RL113, RL114, RL115, RL204, RL307, RL308, and what the target raises for the call as a whole.';
+
+comment on function routeledger._place_refusals(p_faults text[], p_ords integer[], p_refusals jsonb) is
+'Returns the refusals of a call that judges its rows and then upserts those without fault: both, by the place of the row in the call. p_ords are the places of the rows that were upserted, p_refusals what upsert() said of them.
+Locks: none. Errors: none.';
 
 comment on function routeledger.plan_upsert(p_target regclass, p_columns text[], p_key text[], p_precedence text, p_on_tie text) is
 'Says what upsert() would do for rows of these columns: which unique index decides, what its key is, which columns are written, and the statement that is run, with $1 for the rows.

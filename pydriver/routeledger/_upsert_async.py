@@ -17,7 +17,7 @@ import struct
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import cycle, islice
 from operator import itemgetter
 from typing import Any, Protocol
 
@@ -165,7 +165,7 @@ class AsyncUpsert:
         pool: where connections come from, unless `conn` is given.
         timeout: seconds to wait for a connection.
         options: parameters of the routine, but the rows and the batch id.
-        chunk_rows: rows of a transaction.
+        chunk_rows: rows of a transaction, about: dealt rows never come out even.
         connections: parts of chunks on their way at the same time.
         copy_threshold: rows from which a chunk is copied.
     """
@@ -226,13 +226,15 @@ class AsyncUpsert:
 
     async def _write_all(self, source: AsyncSource) -> None:
         workers: list[Worker] = []
+        begun = Slots(0)
         try:
             while not self._failed():
-                chunk = await source.chunk(self._limit(source))
+                chunk = await source.chunk(self._limit())
                 self._columns = source.columns
                 # The first chunk of a batch goes alone: it tells whether the batch has been
                 # applied in other chunks before, which no other may find out too late.
-                first = chunk.number == 1 and (chunk.last or self._batch_id is not None)
+                few = chunk.last and chunk.size <= self._chunk_rows
+                first = chunk.number == 1 and (few or self._batch_id is not None)
                 if first or self._connections == 1:
                     if chunk.size or chunk.number == 1:
                         await self._write(chunk)
@@ -240,17 +242,18 @@ class AsyncUpsert:
                 else:
                     if chunk.number == 1:
                         await self._learn_key()
-                    for lane, part in self._parts(chunk):
-                        await lane.take()
-                        self._report(source)
-                        if self._failed():
-                            break
-                        workers = [worker for worker in workers if not worker.ended()]
-                        work = partial(self._work, part, lane)
+                    workers = [worker for worker in workers if not worker.ended()]
+                    parts = self._parts(chunk)
+                    for lane, part in parts:
+                        work = partial(self._work, part, lane, begun)
                         workers.append(Worker(work, "routeledger-upsert"))
+                    for _ in parts:  # before more is read
+                        await begun.take()
+                    self._report(source)
                 if chunk.last:
                     break
-        except Cancelled:
+        except Cancelled as exc:
+            self._error = self._error or exc  # what has not begun yet never does
             for worker in workers:
                 worker.cancel()
             raise
@@ -261,18 +264,24 @@ class AsyncUpsert:
             raise self._error
         self._report(source)
 
-    def _limit(self, source: AsyncSource) -> int:
-        """How many rows to read at once: of those that are dealt, a chunk for each lane."""
-        if self._key is None or self._batch_id is not None:
+    def _limit(self) -> int:
+        """How many rows to read at once: of those that are dealt, a chunk for each lane.
+
+        Held are at most twice as many, those on their way and those that are read meanwhile.
+        """
+        if self._connections == 1 or self._batch_id is not None:
             return self._chunk_rows
-        return min(MOST_ROWS, self._chunk_rows * len(self._lanes))
+        return min(MOST_ROWS, self._chunk_rows * self._connections)
 
     def _failed(self) -> bool:
         return self._error is not None
 
-    async def _work(self, chunk: Chunk, lane: Slots) -> None:
+    async def _work(self, chunk: Chunk, lane: Slots, begun: Slots) -> None:
+        await lane.take()
+        begun.give(1)
         try:
-            await self._write(chunk)
+            if not self._failed():
+                await self._write(chunk)
         except BaseException as exc:  # noqa: BLE001 - the caller raises it
             self._error = self._error or exc
         finally:
@@ -285,17 +294,32 @@ class AsyncUpsert:
         with contextlib.suppress(psycopg.Error, ValueError):  # the write itself says what is wrong
             async with self._pool.connection(timeout=self._timeout) as conn:
                 record = await _fetch(conn, _calls.PLAN_UPSERT, params)
-            self._key = itemgetter(*[(self._columns or ()).index(name) for name in record[2]])
+            places = [(self._columns or ()).index(name) for name in record[2]]
+            # one of them twice, so that it is a tuple: an integer is its own hash, and all may be even
+            self._key = itemgetter(*places, *places[:1])
 
-    def _parts(self, chunk: Chunk) -> Iterable[tuple[Slots, Chunk]]:
-        """What of a chunk goes on which lane."""
+    def _parts(self, chunk: Chunk) -> Sequence[tuple[Slots, Chunk]]:
+        """What of a chunk goes on which lane, a transaction each."""
+        if not chunk.size:
+            return []
         if self._key is not None and self._batch_id is None:
             with contextlib.suppress(TypeError):  # a value that has no hash
                 parts = chunk.deal(list(map(hash, map(self._key, chunk.rows))), len(self._lanes))
                 return [
-                    (lane, part) for lane, part in zip(self._lanes, parts, strict=True) if part.size
+                    (lane, piece)
+                    for lane, part in zip(self._lanes, parts, strict=True)
+                    if part.size
+                    for piece in self._pieces(part)
                 ]
-        return [(self._lanes[chunk.number % len(self._lanes)], chunk)] if chunk.size else []
+        lanes = islice(cycle(self._lanes), chunk.number % len(self._lanes), None)
+        return list(zip(lanes, self._pieces(chunk), strict=False))
+
+    def _pieces(self, part: Chunk) -> Sequence[Chunk]:
+        """A part in pieces of `chunk_rows`, a tenth more where that saves one."""
+        number = -(-len(part.rows) * 10 // (self._chunk_rows * 11))
+        if number <= 1:
+            return [part]
+        return part.deal(range(len(part.rows)), number)
 
     # -- what came of it --
 

@@ -1178,12 +1178,12 @@ set search_path = pg_catalog, routeledger, pg_temp
 as $$
 declare
   v_bad jsonb[] := array[]::jsonb[];
+  v_orphans jsonb[];
   v_left jsonb[];
   v_todo integer[] := array[1, cardinality(p_ids)];
   v_from integer;
   v_to integer;
   v_one jsonb;
-  v_again boolean;
   v_state text;
   v_message text;
   v_detail text;
@@ -1222,14 +1222,15 @@ begin
       end;
     end loop;
     -- a row that points to another row of the table may have come before it
-    v_again := exists (select from unnest(v_bad) b where b #>> '{detail,sqlstate}' = '23503');
-    while v_again loop
-      v_left := array[]::jsonb[];
-      foreach v_one in array v_bad loop
+    select
+      coalesce(array_agg(u.b order by u.n) filter (where u.b #>> '{detail,sqlstate}' = '23503'), '{}'),
+      coalesce(array_agg(u.b order by u.n) filter (where u.b #>> '{detail,sqlstate}' <> '23503'), '{}')
+    into v_orphans, v_bad
+    from unnest(v_bad) with ordinality u (b, n);
+    loop
+      v_left := '{}';
+      foreach v_one in array v_orphans loop
         begin
-          if v_one #>> '{detail,sqlstate}' <> '23503' then
-            raise check_violation;  -- again is no use
-          end if;
           perform routeledger._run_upsert(p_plan, routeledger._rows_at(p_rows, array[v_one ->> 'id']), array[v_one ->> 'id'], p_path);
         exception
           when others then
@@ -1239,9 +1240,10 @@ begin
             v_left := array_append(v_left, v_one);
         end;
       end loop;
-      v_again := cardinality(v_left) < cardinality(v_bad);
-      v_bad := v_left;
+      exit when cardinality(v_left) = cardinality(v_orphans);
+      v_orphans := v_left;
     end loop;
+    v_bad := v_bad || v_left;
     raise exception using errcode = 'UNDO0', message = 'undone on purpose';
   exception
     when sqlstate 'UNDO0' then
@@ -1752,6 +1754,32 @@ as $$
     pg_catalog.current_setting('search_path')) u
 $$;
 
+-- Returns the refusals of a call that judges its rows and then upserts those without fault: both, by the place of
+-- the row in the call. p_ords are the places of the rows that were upserted, p_refusals what upsert() said of them.
+-- Locks: none. Errors: none.
+create or replace function routeledger._place_refusals(
+  p_faults text[],
+  p_ords integer[],
+  p_refusals jsonb
+)
+returns jsonb
+language sql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select coalesce(jsonb_agg(r.refusal || jsonb_build_object('ord', r.ord) order by r.ord), '[]')
+  from (
+    select f.n, jsonb_build_object('code', e.code, 'message', e.message, 'detail', routeledger._fault_detail(f.fault), 'hint', e.hint)
+    from unnest(p_faults) with ordinality f (fault, n)
+    join routeledger._errors() e on e.code = split_part(f.fault, ' ', 1)
+    union all
+    select p_ords[(u.refusal ->> 'ord')::integer], u.refusal
+    from jsonb_array_elements(p_refusals) u (refusal)
+  ) r (ord, refusal)
+$$;
+
 -- Says what upsert() would do for rows of these columns: which unique index decides, what its key is, which
 -- columns are written, and the statement that is run, with $1 for the rows.
 -- Locks: none. Errors: RL101, RL102, RL112, RL113, RL114, RL204.
@@ -1779,6 +1807,8 @@ as $$
 begin
   if p_target is null then
     perform routeledger._raise_fault('RL101 target');
+  elsif p_columns = '{}' then
+    perform routeledger._raise_fault('RL101 columns names');
   end if;
   return query
   select p.target, p.arbiter, p.key, p.columns, p.statement

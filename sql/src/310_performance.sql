@@ -253,7 +253,7 @@ declare
   v_inputs routeledger.performance_input[];
   v_faults text[];
   v_good jsonb;
-  v_ords bigint[];
+  v_ords integer[];
   v_result record;
 begin
   select s.* into v_settings from routeledger.settings s;
@@ -265,7 +265,7 @@ begin
     from jsonb_array_elements(p_rows) with ordinality e (row, i)
     order by e.i);
 
-  select jsonb_agg(to_jsonb(v_inputs[g.i]) || '{"from_ledger": false}' order by g.i), array_agg(g.i order by g.i) into v_good, v_ords
+  select jsonb_agg(to_jsonb(v_inputs[g.i]) || '{"from_ledger": false}' order by g.i), array_agg(g.i::integer order by g.i) into v_good, v_ords
   from unnest(v_faults) with ordinality g (fault, i)
   where g.fault is null;
   select u.* into strict v_result
@@ -282,17 +282,7 @@ begin
   select
     cardinality(v_faults)::bigint, v_result.collapsed, v_result.inserted, v_result.updated, v_result.unchanged,
     cardinality(v_faults) - coalesce(cardinality(v_ords), 0) + v_result.refused,
-    coalesce(jsonb_agg(x.refusal order by x.ord), '[]')
-  from (
-    select
-      f.i as ord,
-      jsonb_build_object('ord', f.i, 'code', e.code, 'message', e.message, 'detail', routeledger._fault_detail(f.fault), 'hint', e.hint) as refusal
-    from unnest(v_faults) with ordinality f (fault, i)
-    join routeledger._errors() e on e.code = split_part(f.fault, ' ', 1)
-    union all
-    select v_ords[(r ->> 'ord')::integer] as ord, r || jsonb_build_object('ord', v_ords[(r ->> 'ord')::integer]) as refusal
-    from jsonb_array_elements(v_result.refusals) r
-  ) x;
+    routeledger._place_refusals(v_faults, v_ords, v_result.refusals);
 end
 $$;
 

@@ -729,16 +729,7 @@ begin
   return query
   select
     cardinality(v_faults)::bigint, u.collapsed, u.inserted, u.updated, u.unchanged, u.refused + o.refused,
-    coalesce((
-      select jsonb_agg(r.refusal order by (r.refusal ->> 'ord')::integer)
-      from (
-        select jsonb_build_object('ord', f.n, 'code', e.code, 'message', e.message, 'detail', routeledger._fault_detail(f.fault), 'hint', e.hint)
-        from unnest(v_faults) with ordinality f (fault, n)
-        join routeledger._errors() e on e.code = split_part(f.fault, ' ', 1)
-        union all
-        select r.e || jsonb_build_object('ord', v_ords[(r.e ->> 'ord')::integer])
-        from jsonb_array_elements(u.refusals) r (e)
-      ) r (refusal)), '[]')
+    routeledger._place_refusals(v_faults, v_ords, u.refusals)
   from routeledger.upsert(
     'routeledger.pattern_quality_metrics'::regclass, v_rows,
     p_key => array['pattern_id'],

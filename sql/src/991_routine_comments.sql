@@ -408,6 +408,10 @@ comment on function routeledger.upsert_from(p_target regclass, p_source regclass
 'Writes the rows of a staging table into any table: upsert() for loads that are too large for one JSON array. The columns of the source have the names and exactly the types of the target''s, as in `create temp table stage on commit drop as select a, b from target with no data`, so that duplicates are found among the values as they will be stored. p_columns picks some of them. The position of a refused row is its place in the source.
 Locks: new rows in the order of the key, then existing ones in that order. Errors: RL101, RL102, RL107, RL108, RL112, RL113, RL114, RL115, RL204, RL307, RL308, and what the target raises for the call as a whole.';
 
+comment on function routeledger._place_refusals(p_faults text[], p_ords integer[], p_refusals jsonb) is
+'Returns the refusals of a call that judges its rows and then upserts those without fault: both, by the place of the row in the call. p_ords are the places of the rows that were upserted, p_refusals what upsert() said of them.
+Locks: none. Errors: none.';
+
 comment on function routeledger.plan_upsert(p_target regclass, p_columns text[], p_key text[], p_precedence text, p_on_tie text) is
 'Says what upsert() would do for rows of these columns: which unique index decides, what its key is, which columns are written, and the statement that is run, with $1 for the rows.
 Locks: none. Errors: RL101, RL102, RL112, RL113, RL114, RL204.';
