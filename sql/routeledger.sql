@@ -142,6 +142,12 @@ as $$
       'Write terms such as ''greatest n'', ''latest updated_at'', ''first seen_at'', or ''sum hits, cost'' over columns that are written; DETAIL says which term is in the way.', false),
     ('RL115', 'no_key', 'a row has no key: a key column is null, or the row is outside the unique index',
       'Give every key column a value that the unique index named in DETAIL covers.', false),
+    ('RL116', 'unsuitable_predicate', 'this cannot be the predicate of a constraint',
+      'Write one boolean expression over the columns of the table that means the same in every session; DETAIL says what is in the way.', false),
+    ('RL117', 'unsuitable_table', 'constraints of this relation cannot be declared here',
+      'Pass an ordinary or partitioned table, or for what is inherited the table that DETAIL names.', false),
+    ('RL118', 'unsuitable_columns', 'these columns cannot be a unique key',
+      'Name columns or expressions whose types have an order, each once; DETAIL says what is in the way.', false),
     ('RL201', 'decision_not_found', 'there is no such decision',
       'Check tenant_id and id, and that insert_decision was committed before this call.', false),
     ('RL202', 'attempt_not_found', 'this decision has no such attempt',
@@ -152,6 +158,12 @@ as $$
       'Name the columns of a unique index in key, or make one.', false),
     ('RL205', 'rule_set_not_found', 'there is no such rule set or version',
       'Use one of those that DETAIL lists, or make a rule set with set_pattern_rules().', false),
+    ('RL206', 'repair_not_found', 'there is no such repair',
+      'Read routeledger.repair_history, or run `routeledger repair list`.', false),
+    ('RL207', 'declaration_not_found', 'no constraint of that name is declared for that table',
+      'Read routeledger.constraint_states(), or declare it with declare_constraint().', false),
+    ('RL208', 'change_not_found', 'no change of that constraint is on record that could be undone',
+      'Read routeledger.constraint_history; a change is undone once, the last one first.', false),
     ('RL301', 'id_reused', 'this id already holds a different payload',
       'Repeat the first call exactly, or use a new id for a new decision or attempt.', false),
     ('RL302', 'already_completed', 'this decision already has a different outcome',
@@ -168,6 +180,16 @@ as $$
       'DETAIL holds what the table said: mend the row, or the constraint, policy or trigger that refused it.', false),
     ('RL308', 'batch_reused', 'this batch id was applied with other rows',
       'Repeat the batch exactly, or give new rows a new batch id.', false),
+    ('RL309', 'constraint_refused', 'the constraint was not put in place',
+      'DETAIL says what is in the way and how much of it; leave p_strict out to get the same as a row.', false),
+    ('RL310', 'changed_since', 'rows have changed since the repair',
+      'Look at the rows in DETAIL; an admin may pass force => true, which overwrites them and keeps their images too.', false),
+    ('RL311', 'images_dropped', 'the images of this repair are past their retention',
+      'Restore from a backup; settings.repair_retention says how long images are kept.', false),
+    ('RL312', 'already_undone', 'this repair has been undone already',
+      'Undo the repair that DETAIL names to have it back.', false),
+    ('RL313', 'counts_disagree', 'a repair does not add up and was rolled back',
+      'Nothing was changed. A trigger or a rule of the table has probably changed other rows: DETAIL has the counts.', false),
     ('RL401', 'lease_lost', 'the lease ran out and the reaper closed this decision',
       'Stop the work, or finish it: a completion is still accepted once and marked as late.', false),
     ('RL501', 'batch_too_large', 'too many rows in one call',
@@ -479,6 +501,7 @@ create table if not exists routeledger.settings (
   implausible_usd_per_mtok numeric not null default 10000,
   tenants_bound boolean not null default false,
   rollup_look_back interval not null default interval '3 days',
+  repair_retention interval not null default interval '90 days',
   constraint settings_pkey primary key (only_row),
   constraint settings_only_row check (only_row),
   constraint settings_lease_check check (lease between interval '1 second' and interval '24 hours'),
@@ -494,7 +517,8 @@ create table if not exists routeledger.settings (
   constraint settings_retry_jitter_check check (retry_jitter between 0 and 1),
   constraint settings_implausible_factor_check check (implausible_factor between 2 and 1000),
   constraint settings_implausible_usd_per_mtok_check check (implausible_usd_per_mtok between 1 and 1000000000),
-  constraint settings_rollup_look_back_check check (rollup_look_back between interval '0' and interval '10 years')
+  constraint settings_rollup_look_back_check check (rollup_look_back between interval '0' and interval '10 years'),
+  constraint settings_repair_retention_check check (repair_retention between interval '1 day' and interval '100 years')
 );
 
 insert into routeledger.settings default values on conflict do nothing;
@@ -552,7 +576,8 @@ begin
       retry_jitter = v_new.retry_jitter,
       implausible_factor = v_new.implausible_factor,
       implausible_usd_per_mtok = v_new.implausible_usd_per_mtok,
-      rollup_look_back = v_new.rollup_look_back
+      rollup_look_back = v_new.rollup_look_back,
+      repair_retention = v_new.repair_retention
     where only_row;
   exception
     when check_violation then
@@ -7954,14 +7979,7362 @@ select
 from routeledger.pattern_rules r
 join routeledger.pattern_rule_sets s on s.name = r.rule_set and s.version = r.version;
 
+-- ==== 590_images.sql
+
+-- 590 · Repairs and their images: every row that a repair changes is kept first, as it was.
+--
+-- A repair is a set of row differences: rows removed, rows added, rows changed (before and after), and rows that
+-- stayed because of it (kept). They are held in ordinary tables of the target's own column types, one for each
+-- table that the repair touches: jsonb would change values (array bounds, the blanks of json, -0, NaN).
+-- An image has the columns of its target under their own names, and two of ours whose prefix no column of the
+-- target begins with: <prefix>no, which the before and the after of one row share, and <prefix>what.
+--
+-- Nobody but the owner writes the registry: a repair is opened, filled and closed through the routines here. The
+-- role that opens one must be able to change the target, and writes its images itself, with its own privileges.
+--
+-- Lock order: the repair's row, then the images in the order of their numbers.
+
+create table if not exists routeledger.repairs (
+  id bigint generated always as identity,
+  kind text not null,
+  target text not null,
+  reason text not null default '',
+  role_name name not null,
+  login name not null,
+  state text not null default 'open',
+  started_at timestamptz not null default routeledger.clock(),
+  finished_at timestamptz,
+  before_count bigint,
+  after_count bigint,
+  removed bigint not null default 0,
+  changed bigint not null default 0,
+  added bigint not null default 0,
+  details jsonb not null default '{}',
+  undoes bigint,
+  undone_by bigint,
+  images_dropped_at timestamptz,
+  constraint repairs_pkey primary key (id),
+  constraint repairs_undoes_fkey foreign key (undoes) references routeledger.repairs (id),
+  constraint repairs_undone_by_fkey foreign key (undone_by) references routeledger.repairs (id),
+  constraint repairs_kind_check check (kind in ('collapse', 'orphans', 'undo')),
+  constraint repairs_state_check check (state in ('open', 'done', 'undone')),
+  constraint repairs_undone_check check ((state = 'undone') = (undone_by is not null))
+);
+
+create index if not exists repairs_target_idx on routeledger.repairs (target, id);
+
+create table if not exists routeledger.repair_images (
+  repair_id bigint not null,
+  n integer not null,
+  target text not null,
+  columns jsonb not null,
+  image text not null,
+  prefix text not null,
+  constraint repair_images_pkey primary key (repair_id, n),
+  constraint repair_images_target_key unique (repair_id, target),
+  constraint repair_images_repair_id_fkey foreign key (repair_id) references routeledger.repairs (id)
+);
+
+-- Returns the role on whose behalf the session calls, also within a SECURITY DEFINER routine: the one that SET
+-- ROLE chose, else the login.
+-- Locks: none. Errors: none.
+create or replace function routeledger._caller_role()
+returns name
+language sql
+stable
+parallel restricted
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select case
+    when coalesce(current_setting('role', true), 'none') in ('none', '') then session_user
+    else current_setting('role')::name
+  end
+$$;
+
+-- Returns the name of a table with its schema, quoted where it has to be, the same in every session. Volatile, so that it
+-- sees a table that the calling statement has made.
+-- Locks: none. Errors: none.
+create or replace function routeledger._qualified(
+  p_table regclass
+)
+returns text
+language plpgsql
+volatile
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+set quote_all_identifiers = off
+as $$
+begin
+  return (
+    select format('%I.%I', n.nspname, c.relname)
+    from pg_class c
+    join pg_namespace n on n.oid = c.relnamespace
+    where c.oid = p_table);
+end
+$$;
+
+-- Returns the columns of a table, quoted, in order and separated by commas: `select <this> from` its rows is what
+-- an image takes. With an alias each is written alias.column.
+-- Locks: none. Errors: none.
+create or replace function routeledger._image_columns(
+  p_target regclass,
+  p_alias text default null
+)
+returns text
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return (
+    select string_agg(coalesce(p_alias || '.', '') || quote_ident(a.attname), ', ' order by a.attnum)
+    from pg_attribute a
+    where a.attrelid = p_target and a.attnum > 0 and not a.attisdropped);
+end
+$$;
+
+-- Describes the columns of a table as a JSON array in order: name, type, collation, and whether the value is
+-- generated. Types and collations are written in full.
+-- Locks: none. Errors: none.
+create or replace function routeledger._column_list(
+  p_target regclass
+)
+returns jsonb
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  perform set_config('search_path', 'pg_catalog, pg_temp', true);  -- what is printed names the rest in full
+  return (
+    select coalesce(
+      jsonb_agg(jsonb_build_object(
+        'name', a.attname,
+        'type', format_type(a.atttypid, a.atttypmod),
+        'collation', case when c.oid is not null then format('%I.%I', s.nspname, c.collname) end,
+        'generated', a.attgenerated <> '') order by a.attnum),
+      '[]')
+    from pg_attribute a
+    left join pg_collation c on c.oid = a.attcollation
+    left join pg_namespace s on s.oid = c.collnamespace
+    where a.attrelid = p_target and a.attnum > 0 and not a.attisdropped);
+end
+$$;
+
+-- Tells whether the calling role may repair a table: it can change its rows, or the table is the ledger's own and
+-- the role is an admin.
+-- Locks: none. Errors: none.
+create or replace function routeledger._may_repair(
+  p_target regclass
+)
+returns boolean
+language plpgsql
+stable
+parallel restricted
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return has_table_privilege(routeledger._caller_role(), p_target, 'update, delete')
+    or (routeledger._is_admin(routeledger._caller_role())
+      and (select c.relnamespace = 'routeledger'::regnamespace from pg_class c where c.oid = p_target));
+end
+$$;
+
+-- Enters a repair and returns its id. Only a role that may change the target's rows opens one.
+-- Locks: none. Errors: RL101, RL102, RL108, RL117, 42501.
+create or replace function routeledger._open_repair(
+  p_kind text,
+  p_target regclass,
+  p_reason text,
+  p_details jsonb default '{}',
+  p_undoes bigint default null
+)
+returns bigint
+language plpgsql
+volatile
+parallel unsafe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_id bigint;
+begin
+  if p_target is null then
+    perform routeledger._raise_fault('RL101 table');
+  elsif p_kind is null or p_kind not in ('collapse', 'orphans', 'undo') then
+    perform routeledger._raise_fault('RL102 kind collapse, orphans, undo');
+  elsif length(p_reason) > 2000 then
+    perform routeledger._raise_fault('RL108 reason 2000 characters');
+  elsif not exists (select from pg_class c where c.oid = p_target and c.relkind in ('r', 'p') and c.relpersistence <> 't')
+    or routeledger._image_columns(p_target) is null
+  then
+    perform routeledger._raise('RL117', jsonb_build_object('table', p_target::text, 'reason', 'a repair needs an ordinary or partitioned table with columns that is not temporary'));
+  elsif not routeledger._may_repair(p_target) then
+    raise exception using
+      errcode = '42501',
+      message = 'permission denied: a repair is opened by a role that may change the rows of its table',
+      detail = jsonb_build_object('table', routeledger._qualified(p_target), 'role', routeledger._caller_role())::text,
+      hint = 'Call as a role that holds UPDATE or DELETE on the table.';
+  end if;
+  -- the definition of an index is taken from the catalogue only, because an undo will run it
+  insert into routeledger.repairs (kind, target, reason, role_name, login, details, undoes)
+  values (
+    p_kind, routeledger._qualified(p_target), coalesce(p_reason, ''), routeledger._caller_role(), session_user,
+    coalesce(p_details, '{}') - 'index', p_undoes)
+  returning id into v_id;
+  return v_id;
+end
+$$;
+
+-- Returns an open repair of the caller's, locked, or raises: the role that opened it, a member of that role, or an admin.
+-- Locks: the repair's row. Errors: RL206, 42501.
+create or replace function routeledger._own_repair(
+  p_repair_id bigint
+)
+returns routeledger.repairs
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_repair routeledger.repairs;
+begin
+  select r.* into v_repair from routeledger.repairs r where r.id = p_repair_id and r.state = 'open' for no key update;
+  if v_repair.id is null then
+    perform routeledger._raise('RL206', jsonb_build_object('repair_id', p_repair_id, 'state', 'open'));
+  elsif not routeledger._is_admin(routeledger._caller_role())
+    and not coalesce(pg_has_role(routeledger._caller_role(), to_regrole(quote_ident(v_repair.role_name))::oid, 'member'), false)
+  then
+    raise exception using
+      errcode = '42501',
+      message = 'permission denied: this repair was opened by another role',
+      detail = jsonb_build_object('repair_id', p_repair_id, 'role', v_repair.role_name)::text,
+      hint = 'Call as the role that opened it, or as an admin.';
+  end if;
+  return v_repair;
+end
+$$;
+
+-- Returns the table that keeps a repair's rows of one target, and the prefix of our two columns in it; makes it at
+-- the first call for that target. The calling role may then write it until the repair is closed, and read it after
+-- that, as the target's owner may.
+-- Locks: the repair's row. Errors: RL101, RL206, RL117, 42501.
+create or replace function routeledger._image_of(
+  p_repair_id bigint,
+  p_target regclass
+)
+returns table (
+  image regclass,
+  prefix text
+)
+language plpgsql
+volatile
+parallel unsafe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_repair routeledger.repairs;
+  v_known routeledger.repair_images;
+  v_columns jsonb;
+  v_ours boolean;
+  v_owner name;
+  v_image regclass;
+begin
+  if p_repair_id is null then
+    perform routeledger._raise_fault('RL101 repair_id');
+  elsif p_target is null then
+    perform routeledger._raise_fault('RL101 table');
+  end if;
+  v_repair := routeledger._own_repair(p_repair_id);
+  if not routeledger._may_repair(p_target) then
+    raise exception using
+      errcode = '42501',
+      message = 'permission denied: images are kept for a role that may change the rows of the table',
+      detail = jsonb_build_object('table', routeledger._qualified(p_target), 'role', routeledger._caller_role())::text,
+      hint = 'Call as a role that holds UPDATE or DELETE on the table.';
+  end if;
+
+  v_columns := routeledger._column_list(p_target);
+  select c.relnamespace = 'routeledger'::regnamespace, o.rolname into v_ours, v_owner
+  from pg_class c
+  join pg_roles o on o.oid = c.relowner
+  where c.oid = p_target;
+  select i.* into v_known from routeledger.repair_images i where i.repair_id = p_repair_id and i.target = routeledger._qualified(p_target);
+  if v_known.n is null then
+    v_known.repair_id := p_repair_id;
+    v_known.target := routeledger._qualified(p_target);
+    v_known.columns := v_columns;
+    select coalesce(max(i.n), 0) + 1 into v_known.n from routeledger.repair_images i where i.repair_id = p_repair_id;
+    v_known.image := format('repair_rows_%s_%s', p_repair_id, v_known.n);
+    select x.prefix into v_known.prefix
+    from (select 0 as k, '_rl_' as prefix union all select k, format('_rl%s_', k) from generate_series(1, 2000) k) x
+    where not exists (select from jsonb_array_elements(v_columns) c where starts_with(c ->> 'name', x.prefix))
+    order by x.k
+    limit 1;
+    execute routeledger._fill(
+      'create table routeledger.{image} ({columns}, {no} bigint not null, {what} text not null'
+      ' check ({what} in (''removed'', ''before'', ''after'', ''added'', ''kept'')))',
+      jsonb_build_object(
+        'image', quote_ident(v_known.image),
+        'columns', (
+          select string_agg(format('%I %s%s', c ->> 'name', c ->> 'type', coalesce(' collate ' || (c ->> 'collation'), '')), ', ' order by k)
+          from jsonb_array_elements(v_columns) with ordinality e (c, k)),
+        'no', quote_ident(v_known.prefix || 'no'),
+        'what', quote_ident(v_known.prefix || 'what')));
+    insert into routeledger.repair_images values (v_known.*);
+    execute format('revoke all on routeledger.%I from public', v_known.image);
+    execute format('grant select on routeledger.%I to %I', v_known.image, v_owner);
+  elsif v_known.columns <> v_columns then
+    perform routeledger._raise('RL117', jsonb_build_object('table', v_known.target, 'reason', 'its columns have changed since this repair began'));
+  end if;
+  v_image := format('routeledger.%I', v_known.image)::regclass;
+  execute format('grant %s on %s to %I', case when v_ours then 'select' else 'select, insert' end, v_image, routeledger._caller_role());
+  return query select v_image, v_known.prefix;
+end
+$$;
+
+-- Notes the index that a repair made possible, or that an undo drops, with its definition as the catalogue has it,
+-- so that an undo drops it and an undo of that makes it again. Only the owner of the index's table notes one, at
+-- any time after the repair was opened.
+-- Locks: the repair's row. Errors: RL206, RL117, 42501.
+create or replace function routeledger._note_index(
+  p_repair_id bigint,
+  p_index regclass
+)
+returns void
+language plpgsql
+volatile
+parallel unsafe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_target text;
+  v_index record;
+begin
+  perform set_config('search_path', 'pg_catalog, pg_temp', true);  -- what is printed names the rest in full
+  select r.target into v_target from routeledger.repairs r where r.id = p_repair_id for no key update;
+  if not found then
+    perform routeledger._raise('RL206', jsonb_build_object('repair_id', p_repair_id));
+  end if;
+  select
+    n.nspname, x.relname, t.relowner, routeledger._qualified(t.oid) as target,
+    pg_get_indexdef(x.oid) as definition, pg_get_constraintdef(c.oid) as constraint_definition,
+    obj_description(x.oid, 'pg_class') as index_comment, obj_description(c.oid, 'pg_constraint') as constraint_comment,
+    c.conname
+  into v_index
+  from pg_index i
+  join pg_class x on x.oid = i.indexrelid
+  join pg_namespace n on n.oid = x.relnamespace
+  join pg_class t on t.oid = i.indrelid
+  left join pg_constraint c on c.conindid = x.oid and c.conrelid = t.oid and c.contype in ('u', 'p')
+  where i.indexrelid = p_index;
+  if v_index.target is distinct from v_target then
+    perform routeledger._raise('RL117', jsonb_build_object('table', v_index.target, 'index', p_index::text, 'reason', 'the index is of another table than the repair'));
+  elsif not pg_has_role(routeledger._caller_role(), v_index.relowner, 'member') and not pg_has_role(routeledger._caller_role(), (select n.nspowner from pg_namespace n where n.nspname = 'routeledger'), 'member') then
+    raise exception using
+      errcode = '42501',
+      message = 'permission denied: an index is noted by the owner of its table',
+      detail = jsonb_build_object('table', v_index.target, 'role', routeledger._caller_role())::text,
+      hint = 'Call as the owner of the table.';
+  end if;
+  update routeledger.repairs r
+  set details = r.details || jsonb_build_object('index', jsonb_strip_nulls(jsonb_build_object(
+    'schema', v_index.nspname, 'name', v_index.relname, 'definition', v_index.definition, 'comment', v_index.index_comment,
+    'constraint', v_index.conname, 'constraint_definition', v_index.constraint_definition, 'constraint_comment', v_index.constraint_comment)))
+  where r.id = p_repair_id;
+end
+$$;
+
+-- Closes a repair: what it says it did has to be what its images hold, and the rows of its target before and after
+-- have to agree with that, or the whole repair is rolled back. From then on the images are read-only. Without counts
+-- of rows (a repair of many transactions, beside which others wrote) only the images are compared.
+-- Locks: the repair's row. Errors: RL206, RL313, 42501.
+create or replace function routeledger._close_repair(
+  p_repair_id bigint,
+  p_before bigint,
+  p_after bigint,
+  p_removed bigint,
+  p_changed bigint,
+  p_added bigint,
+  p_details jsonb
+)
+returns void
+language plpgsql
+volatile
+parallel unsafe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_repair routeledger.repairs := routeledger._own_repair(p_repair_id);
+  v_image routeledger.repair_images;
+  v_counts bigint[];
+  v_of_target bigint := 0;
+  v_removed bigint := 0;
+  v_before bigint := 0;
+  v_after bigint := 0;
+  v_pairs bigint := 0;
+  v_added bigint := 0;
+begin
+  for v_image in select i.* from routeledger.repair_images i where i.repair_id = p_repair_id order by i.n loop
+    execute format(
+      $q$
+        select array[
+          count(*) filter (where %1$I = 'removed'),
+          count(*) filter (where %1$I = 'before'),
+          count(*) filter (where %1$I = 'after'),
+          count(*) filter (where %1$I = 'added'),
+          (select count(*) from (
+            select from routeledger.%3$I where %1$I in ('before', 'after') group by %2$I having count(*) = 2 and count(distinct %1$I) = 2) x)]
+        from routeledger.%3$I
+      $q$,
+      v_image.prefix || 'what', v_image.prefix || 'no', v_image.image)
+    into v_counts;
+    v_removed := v_removed + v_counts[1];
+    v_before := v_before + v_counts[2];
+    v_after := v_after + v_counts[3];
+    v_added := v_added + v_counts[4];
+    v_pairs := v_pairs + v_counts[5];
+    if v_image.target = v_repair.target then
+      v_of_target := v_counts[4] - v_counts[1];
+    end if;
+    execute format(
+      'revoke insert on routeledger.%I from %s', v_image.image,
+      (select string_agg(quote_ident(r.rolname), ', ')
+       from pg_roles r where r.rolname in (v_repair.role_name, routeledger._caller_role())));
+  end loop;
+
+  if (v_removed, v_before, v_after, v_pairs, v_added) is distinct from (p_removed, p_changed, p_changed, p_changed, p_added)
+    or p_before + v_of_target <> p_after
+  then
+    perform routeledger._raise('RL313', jsonb_build_object(
+      'repair_id', p_repair_id, 'table', v_repair.target, 'rows_before', p_before, 'rows_after', p_after,
+      'counted', jsonb_build_object('removed', p_removed, 'changed', p_changed, 'added', p_added),
+      'images', jsonb_build_object('removed', v_removed, 'before', v_before, 'after', v_after, 'pairs', v_pairs, 'added', v_added)));
+  end if;
+  update routeledger.repairs r
+  set state = 'done', finished_at = routeledger.clock(), before_count = p_before, after_count = p_after,
+    removed = p_removed, changed = p_changed, added = p_added,
+    details = r.details || (coalesce(p_details, '{}') - 'index')
+  where r.id = p_repair_id;
+end
+$$;
+
+-- Marks a repair as undone by another, which the caller has opened. Returns false when it was undone already.
+-- Locks: the row of the one, then of the other. Errors: RL206, 42501.
+create or replace function routeledger._mark_undone(
+  p_repair_id bigint,
+  p_undone_by bigint
+)
+returns boolean
+language plpgsql
+volatile
+parallel unsafe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_undo routeledger.repairs := routeledger._own_repair(p_undone_by);
+begin
+  if v_undo.kind <> 'undo' or v_undo.undoes is distinct from p_repair_id then
+    perform routeledger._raise('RL206', jsonb_build_object('repair_id', p_undone_by, 'kind', 'undo', 'undoes', p_repair_id));
+  end if;
+  update routeledger.repairs r
+  set state = 'undone', undone_by = p_undone_by, finished_at = coalesce(r.finished_at, routeledger.clock())
+  where r.id = p_repair_id and r.state <> 'undone' and r.target = v_undo.target;
+  return found;
+end
+$$;
+
+-- Returns what the registry knows of a repair, and of the images it holds as a JSON array in their order.
+-- Locks: none. Errors: none.
+create or replace function routeledger._read_repair(
+  p_repair_id bigint,
+  out repair routeledger.repairs,
+  out images jsonb
+)
+language plpgsql
+stable
+parallel safe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  select r.* into repair from routeledger.repairs r where r.id = p_repair_id;
+  select coalesce(jsonb_agg(to_jsonb(i) || jsonb_build_object('image', format('routeledger.%I', i.image)) order by i.n), '[]') into images from routeledger.repair_images i where i.repair_id = p_repair_id;
+end
+$$;
+
+-- Lets the calling role read the images of a repair whose tables it may read and change itself, row security aside:
+-- then they show it nothing that it could not have seen.
+-- Locks: none. Errors: none.
+create or replace function routeledger._share_images(
+  p_repair_id bigint
+)
+returns void
+language plpgsql
+volatile
+parallel unsafe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_caller name := routeledger._caller_role();
+  v_image regclass;
+begin
+  for v_image in
+    select m.id
+    from routeledger.repair_images i
+    join pg_class c on c.oid = to_regclass(i.target)
+    cross join lateral to_regclass(format('routeledger.%I', i.image)) m (id)
+    where i.repair_id = p_repair_id
+      and m.id is not null
+      and not has_table_privilege(v_caller, m.id, 'select')
+      and routeledger._may_repair(c.oid)
+      and ((has_table_privilege(v_caller, c.oid, 'select') and not c.relrowsecurity) or c.relnamespace = 'routeledger'::regnamespace)
+    order by i.n
+  loop
+    execute format('grant select on %s to %I', v_image, v_caller);
+  end loop;
+end
+$$;
+
+-- Drops the images of repairs that were finished longer ago than settings.repair_retention, and of those still open that
+-- began before that. The registry keeps their counts. Returns what was dropped.
+-- Locks: the repair's row, access exclusive on its images. Errors: none.
+create or replace function routeledger._drop_old_images()
+returns table (
+  action text,
+  object text
+)
+language plpgsql
+volatile
+parallel unsafe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_id bigint;
+  v_image text;
+begin
+  for v_id in
+    select r.id
+    from routeledger.repairs r
+    where r.images_dropped_at is null
+      and coalesce(r.finished_at, r.started_at) < routeledger.clock() - (select s.repair_retention from routeledger.settings s)
+    order by r.id
+    for no key update skip locked
+  loop
+    for v_image in select i.image from routeledger.repair_images i where i.repair_id = v_id order by i.n loop
+      execute format('drop table if exists routeledger.%I', v_image);
+      action := 'dropped';
+      object := 'routeledger.' || v_image;
+      return next;
+    end loop;
+    update routeledger.repairs set images_dropped_at = routeledger.clock() where id = v_id;
+  end loop;
+end
+$$;
+
+-- ==== 600_constraints.sql
+
+-- 600 · Constraints: a table comes to hold the constraint that is declared, whatever it holds now.
+--
+-- PostgreSQL itself compares the predicates. The declared one is parsed on an empty temporary table of the same
+-- name and columns and printed again, until what is printed no longer changes (the text of `varchar in (…)` settles
+-- only in the second round, and that one is what a restored dump has). The live one is printed under the same
+-- settings. Equal text is the same predicate; different text costs one swap, after which it is equal.
+--
+-- Every call is one transaction's step and converges: where `next` is not null, the same call in a new
+-- transaction goes on. A change is one ALTER TABLE that drops the old constraint and adds the new one NOT VALID,
+-- so that there is no moment without; the scan happens in a later transaction, under a lock that lets readers
+-- and writers pass. When nothing has to change no lock is taken on the table.
+--
+-- These routines run with the privileges of their caller (SECURITY INVOKER); only the history is written by its
+-- owner. What the database has in the way is the outcome `refused` with a word for the reason; what the caller
+-- wrote wrong is an error.
+--
+-- Lock order: the advisory lock of (table, constraint), then the table, then what inherits from it.
+
+create table if not exists routeledger.constraint_changes (
+  id bigint generated always as identity,
+  target text not null,
+  name text not null,
+  kind text not null,
+  action text not null,
+  before jsonb,
+  after jsonb,
+  label text,
+  repair_id bigint,
+  functions jsonb not null default '[]',
+  role_name name not null,
+  login name not null,
+  changed_at timestamptz not null,
+  undone_at timestamptz,
+  undone_by bigint,
+  constraint constraint_changes_pkey primary key (id),
+  constraint constraint_changes_kind_check check (kind in ('check', 'unique', 'not_null')),
+  constraint constraint_changes_label_check check (length(label) <= 300)
+);
+
+create index if not exists constraint_changes_target_idx on routeledger.constraint_changes (target, name, id);
+
+-- Returns a table and all that inherits from it, the table first, parents before their children.
+-- Locks: none. Errors: none.
+create or replace function routeledger._tree(
+  p_table regclass
+)
+returns table (
+  relation regclass,
+  level integer
+)
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  return query
+  with recursive t (id, depth) as (
+    select p_table::oid, 0
+    union all
+    select i.inhrelid, t.depth + 1 from t join pg_inherits i on i.inhparent = t.id
+  )
+  select t.id::regclass, max(t.depth) from t group by t.id order by max(t.depth), t.id;
+end
+$$;
+
+-- Says whether the caller may alter a table: whether they have the rights of its owner, and of the owners of all
+-- that inherits from it.
+-- Locks: none. Errors: none.
+create or replace function routeledger._may_alter(
+  p_table regclass
+)
+returns boolean
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return coalesce((
+    select bool_and(pg_has_role(c.relowner, 'usage'))
+    from routeledger._tree(p_table) t
+    join pg_class c on c.oid = t.relation), false);
+end
+$$;
+
+-- Makes those wait who change the same constraint of the same table, until the transaction ends.
+-- Locks: the advisory lock of (table, constraint), without a time limit. Errors: none.
+create or replace function routeledger._serialize(
+  p_table regclass,
+  p_name text
+)
+returns void
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+set lock_timeout = 0
+as $$
+begin
+  perform pg_advisory_xact_lock(hashtextextended('routeledger.constraint:' || routeledger._qualified(p_table) || ':' || p_name, 0));
+end
+$$;
+
+-- Returns the search_path under which what is said of a table is read: pg_catalog, the schema of the table, the
+-- schemas of its columns' types (whose operators would not be found otherwise), and temporary objects last.
+-- Locks: none. Errors: none.
+create or replace function routeledger._path_of(
+  p_table regclass
+)
+returns text
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return concat_ws(', ', 'pg_catalog', (
+    select string_agg(quote_ident(s.nspname), ', ' order by s.n)
+    from (
+      select n.nspname, min(x.n) as n
+      from (
+        select c.relnamespace, 0 from pg_class c where c.oid = p_table
+        union all
+        select t.typnamespace, a.attnum
+        from pg_attribute a
+        join pg_type e on e.oid = a.atttypid
+        join pg_type t on t.oid in (e.oid, e.typelem, routeledger._base_type(e.oid))
+        where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped
+      ) x (id, n)
+      join pg_namespace n on n.oid = x.id
+      where n.nspname <> 'pg_catalog' and n.oid <> pg_my_temp_schema()
+      group by n.nspname
+    ) s), 'pg_temp');
+end
+$$;
+
+-- Returns the fault of a lock_timeout or a number of attempts that cannot be used, null when both can.
+-- Locks: none. Errors: none.
+create or replace function routeledger._lock_fault(
+  p_lock_timeout interval,
+  p_attempts integer
+)
+returns text
+language sql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select case
+    when p_lock_timeout is null then 'RL101 lock_timeout'
+    when p_attempts is null then 'RL101 attempts'
+    when p_lock_timeout not between interval '1 millisecond' and interval '1 hour' then 'RL103 lock_timeout 1 millisecond to 1 hour'
+    when p_attempts not between 1 and 1000 then 'RL103 attempts 1 to 1000'
+  end
+$$;
+
+-- Runs the statements, all or none, and never waits longer than p_lock_timeout for a lock: what it had is given
+-- back, and after a pause that grows, and that differs from session to session, it tries again, p_attempts times
+-- in all. Returns how many tries it took. The statements name everything in full; the functions they call are
+-- found by the path of the table. A lock that is not had is raised as 55P03, with those who hold one in DETAIL.
+-- Locks: those of the statements, in their order. Errors: RL101, RL103, 55P03, and what the statements raise.
+create or replace function routeledger._run_locked(
+  p_table regclass,
+  p_statements text[],
+  p_lock_timeout interval,
+  p_attempts integer
+)
+returns integer
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+set timezone = 'UTC'
+set datestyle = 'ISO, YMD'
+set intervalstyle = 'postgres'
+set quote_all_identifiers = off
+set standard_conforming_strings = on
+set transform_null_equals = off
+set array_nulls = on
+set lc_monetary = 'C'
+set xmloption = 'content'
+as $$
+declare
+  v_fault text := routeledger._lock_fault(p_lock_timeout, p_attempts);
+  v_path text := routeledger._path_of(p_table);
+  v_statement text;
+  v_began timestamptz := clock_timestamp();
+  v_state text;
+  v_message text;
+begin
+  if v_fault is not null then
+    perform routeledger._raise_fault(v_fault);
+  end if;
+  for v_try in 1 .. p_attempts loop
+    begin
+      perform set_config('lock_timeout', ceil(extract(epoch from p_lock_timeout) * 1000)::bigint::text, true);
+      perform set_config('search_path', v_path, true);
+      foreach v_statement in array p_statements loop
+        execute v_statement;
+      end loop;
+      perform set_config('search_path', 'pg_catalog, routeledger, pg_temp', true);
+      return v_try;
+    exception
+      when lock_not_available or deadlock_detected then
+        get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
+    end;
+    exit when v_try = p_attempts;
+    perform pg_sleep(least(0.05 * 2 ^ least(v_try, 6), 2.0) * (0.5 + random()));
+  end loop;
+  perform routeledger._raise_locked(p_table, p_lock_timeout, p_attempts, v_began, v_state || ' ' || v_message);
+end
+$$;
+
+-- Raises that a lock on a table could not be had in time, with those who hold one in DETAIL.
+-- Locks: none. Errors: 55P03.
+create or replace function routeledger._raise_locked(
+  p_table regclass,
+  p_lock_timeout interval,
+  p_attempts integer,
+  p_began timestamptz,
+  p_last text
+)
+returns void
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  raise exception using
+    errcode = '55P03',
+    message = 'the lock on the table could not be had in time',
+    detail = jsonb_build_object(
+      'table', routeledger._qualified(p_table),
+      'attempts', p_attempts,
+      'lock_timeout', p_lock_timeout::text,
+      'seconds', round(extract(epoch from clock_timestamp() - p_began), 1),
+      'last', p_last,
+      'blockers', routeledger._holders(p_table))::text,
+    hint = 'Wait for the transactions that DETAIL lists, or end them, then repeat the call; or pass a longer p_lock_timeout or more p_attempts.';
+end
+$$;
+
+-- Returns what p_attempts waits of p_lock_timeout come to, as a lock_timeout.
+-- Locks: none. Errors: none.
+create or replace function routeledger._total_wait(
+  p_lock_timeout interval,
+  p_attempts integer
+)
+returns text
+language sql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select least(ceil(extract(epoch from p_lock_timeout) * 1000 * p_attempts), 2147483647)::bigint::text
+$$;
+
+-- Returns who else holds a lock on a table, or on what inherits from it: at most 20, the oldest transaction first.
+-- Locks: none. Errors: none.
+create or replace function routeledger._holders(
+  p_table regclass
+)
+returns jsonb
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return coalesce((
+    select jsonb_agg(to_jsonb(b) order by b.seconds desc nulls last, b.pid)
+    from (
+      select
+        l.pid,
+        a.application_name,
+        a.state,
+        round(extract(epoch from clock_timestamp() - a.xact_start), 1) as seconds,
+        array_agg(distinct l.mode order by l.mode) as modes
+      from pg_locks l
+      left join pg_stat_activity a on a.pid = l.pid
+      where l.locktype = 'relation' and l.granted and l.pid <> pg_backend_pid()
+        and l.database = (select d.oid from pg_database d where d.datname = current_database())
+        and l.relation in (select t.relation from routeledger._tree(p_table) t)
+      group by l.pid, a.application_name, a.state, a.xact_start
+      order by seconds desc nulls last, l.pid
+      limit 20
+    ) b), '[]');
+end
+$$;
+
+-- Writes a change of a constraint into the history, as it was before and as it is now, and returns its number. Only for
+-- who may alter the table, or an admin: what is written here is what an undo puts back.
+-- Locks: none. Errors: 42501.
+create or replace function routeledger._record_change(
+  p_target text,
+  p_name text,
+  p_kind text,
+  p_action text,
+  p_before jsonb,
+  p_after jsonb,
+  p_label text,
+  p_repair_id bigint,
+  p_functions jsonb
+)
+returns bigint
+language plpgsql
+volatile
+parallel unsafe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_role name := routeledger._caller_role();
+  v_table text[] := parse_ident(p_target);
+  v_id bigint;
+begin
+  if not routeledger._is_admin(v_role) and not exists (
+    select from pg_class c
+    where c.relnamespace = to_regnamespace(quote_ident(v_table[1])) and c.relname = v_table[2] and pg_has_role(v_role, c.relowner, 'usage'))
+  then
+    raise exception using
+      errcode = '42501',
+      message = 'changes of constraints are recorded for the owner of their table only',
+      detail = jsonb_build_object('table', p_target, 'role', v_role)::text,
+      hint = 'Take the role of the owner.';
+  end if;
+  insert into routeledger.constraint_changes (
+    target, name, kind, action, before, after, label, repair_id, functions, role_name, login, changed_at)
+  values (
+    p_target, p_name, p_kind, p_action, p_before, p_after, p_label, p_repair_id, coalesce(p_functions, '[]'),
+    v_role, session_user, routeledger.clock())
+  returning id into strict v_id;
+  return v_id;
+end
+$$;
+
+-- Every change of a constraint, the newest first: what was found, what was put in its place, by whom, and whether
+-- it was undone.
+create or replace view routeledger.constraint_history
+with (security_barrier = true)
+as
+select
+  c.id,
+  c.target,
+  c.name,
+  c.kind,
+  c.action,
+  c.before,
+  c.after,
+  c.label,
+  c.repair_id,
+  c.functions,
+  c.role_name,
+  c.login,
+  c.changed_at,
+  c.undone_at,
+  c.undone_by
+from routeledger.constraint_changes c
+order by c.id desc;
+
+-- Returns what keeps a text from being one expression between two parentheses, null when nothing does: it is empty, a
+-- string, name or comment in it has no end, or it closes a parenthesis that it has not opened. Read by the
+-- server's own rules for strings, names and comments (standard_conforming_strings on); strings between dollars
+-- and comments within comments are not taken.
+-- Locks: none. Errors: none.
+create or replace function routeledger._expression_fault(
+  p_text text
+)
+returns text
+language plpgsql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  -- the longest of these at each place is the token, as in the server's own scanner
+  c_tokens constant text := concat_ws('|',
+    '[ \t\n\r\f\v]+', '--[^\n\r]*', '/\*(?:[^*]|\*+[^*/])*\*+/',
+    '(?:[A-Za-z_]|[^\x01-\x7f])(?:[A-Za-z0-9_$]|[^\x01-\x7f])*', '[0-9](?:[A-Za-z0-9_$.]|[^\x01-\x7f])*',
+    '[eE]''(?:[^''\\]|''''|\\.)*''(?:(?:[ \t\n\r\f\v]|--[^\n\r]*[\n\r])+''(?:[^''\\]|''''|\\.)*'')*',
+    '''(?:[^'']|'''')*''', '"(?:[^"]|"")*"', '/\*', '.');
+  v_token text;
+  v_depth integer := 0;
+  v_empty boolean := true;
+begin
+  for v_token in select m.piece[1] from regexp_matches(p_text, '(' || c_tokens || ')', 'g') with ordinality m (piece, n) order by m.n loop
+    continue when v_token ~ '^([ \t\n\r\f\v]|--)';
+    if v_token ~ '^/\*' then
+      if v_token = '/*' or strpos(substr(v_token, 3), '/*') > 0 then
+        return 'a comment has no end, or holds another';
+      end if;
+      continue;
+    end if;
+    v_empty := false;
+    case v_token
+      when '(' then
+        v_depth := v_depth + 1;
+      when ')' then
+        v_depth := v_depth - 1;
+        if v_depth < 0 then
+          return 'a parenthesis is closed that was not opened';
+        end if;
+      when '''', '"' then
+        return 'a string or a name has no end';
+      when ';' then
+        return 'it holds more than one statement';
+      when '$' then
+        return 'a dollar begins neither a name nor a string here: write strings in single quotes';
+      else
+        null;
+    end case;
+  end loop;
+  return case when v_empty then 'it is empty' when v_depth > 0 then 'a parenthesis is not closed' end;
+end
+$$;
+
+-- Says whether a text can stand between two parentheses as one expression: _expression_fault() says why not.
+-- Locks: none. Errors: none.
+create or replace function routeledger._is_one_expression(
+  p_text text
+)
+returns boolean
+language sql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select routeledger._expression_fault(p_text) is null
+$$;
+
+-- Makes an empty temporary table with the name, the columns, the types and the collations of a table, each column with
+-- its number, and returns it: an expression of the table can be printed as one of the probe. Meant for a
+-- subtransaction that is rolled back: what the session has of that name among its own temporary objects is
+-- renamed. Neither a lock nor a privilege on the table is needed.
+-- Locks: none on the table. Errors: 25006, 42501 where no temporary table can be made.
+create or replace function routeledger._make_probe(
+  p_table regclass
+)
+returns regclass
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, pg_temp
+set default_table_access_method = 'heap'
+as $$
+declare
+  v_name name;
+  v_columns text;
+  v_dropped text;
+begin
+  select
+    c.relname,
+    coalesce(string_agg(case
+      when a.attisdropped then format('%I "char"', a.attname)
+      else format(
+        '%I %s%s', a.attname, format_type(a.atttypid, a.atttypmod),
+        case when l.oid is not null then format(' collate %I.%I', n.nspname, l.collname) end) end, ', ' order by a.attnum), ''),
+    string_agg(format('drop column %I', a.attname), ', ') filter (where a.attisdropped)
+  into strict v_name, v_columns, v_dropped
+  from pg_class c
+  left join pg_attribute a on a.attrelid = c.oid and a.attnum > 0
+  left join pg_collation l on l.oid = a.attcollation
+  left join pg_namespace n on n.oid = l.collnamespace
+  where c.oid = p_table
+  group by c.relname;
+  if exists (select from pg_class c where c.relnamespace = pg_my_temp_schema() and c.relname = v_name) then
+    execute format('alter table pg_temp.%I rename to %I', v_name, 'routeledger_' || gen_random_uuid());
+  end if;
+  execute format('create temporary table pg_temp.%I (%s)', v_name, v_columns);
+  if v_dropped is not null then
+    execute format('alter table pg_temp.%I %s', v_name, v_dropped);
+  end if;
+  return format('pg_temp.%I', v_name)::regclass;
+end
+$$;
+
+-- Returns the functions that a stored expression calls: each with its volatility, and those that are not the server's
+-- own with a digest of what they do.
+-- Locks: none. Errors: none.
+create or replace function routeledger._functions_in(
+  p_tree text
+)
+returns jsonb
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, pg_temp
+set quote_all_identifiers = off
+set standard_conforming_strings = on
+as $$
+begin
+  return coalesce((
+    select jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
+      'function', p.oid::regprocedure::text,
+      'volatility', case p.provolatile when 'i' then 'immutable' when 's' then 'stable' else 'volatile' end,
+      'digest', case when p.oid >= 16384 then
+        md5(concat_ws(E'\x1f', l.lanname, p.prosrc, p.probin, pg_get_function_sqlbody(p.oid), p.proconfig::text)) end))
+      order by p.oid::regprocedure::text)
+    from pg_proc p
+    join pg_language l on l.oid = p.prolang
+    where p.oid in (select f.id[1]::oid from regexp_matches(p_tree, ':(?:funcid|opfuncid) (\d+)', 'g') f (id))
+      and (p.oid >= 16384 or p.provolatile <> 'i')), '[]');
+end
+$$;
+
+-- Returns the canonical text of a predicate over a table, with all that is known of it: "texts" (what PostgreSQL prints
+-- in each round until it is the same again; the last is the one that is installed), "columns", "functions" and
+-- "notes"; and "live", the constraints of p_names as they are, by name, read without a lock on the table. Where the session
+-- can make no temporary table: "refused", with the reason, and "message".
+-- Locks: none on the table. Errors: RL116.
+create or replace function routeledger._canonical_check(
+  p_table regclass,
+  p_predicate text,
+  p_names text[] default '{}'
+)
+returns jsonb
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set datestyle = 'ISO, YMD'
+set intervalstyle = 'postgres'
+set quote_all_identifiers = off
+set standard_conforming_strings = on
+set transform_null_equals = off
+set array_nulls = on
+set extra_float_digits = 1
+set bytea_output = 'hex'
+set lc_monetary = 'C'
+set xmloption = 'content'
+set client_min_messages = warning
+as $$
+declare
+  c_rounds constant integer := 5;
+  v_fault text := routeledger._expression_fault(p_predicate);
+  v_path text := routeledger._path_of(p_table);
+  v_probe regclass;
+  v_relname name;
+  v_stage text := 'table';
+  v_text text := p_predicate;
+  v_texts text[] := array[]::text[];
+  v_tree text;
+  v_key smallint[];
+  v_other text;
+  v_columns text[];
+  v_functions jsonb;
+  v_live jsonb;
+  v_refused text;
+  v_state text;
+  v_message text;
+begin
+  if v_fault is not null then
+    perform routeledger._raise('RL116', jsonb_build_object('predicate', p_predicate, 'reason', v_fault));
+  end if;
+  begin
+    v_probe := routeledger._make_probe(p_table);
+    v_relname := (select c.relname from pg_class c where c.oid = v_probe);
+    v_stage := 'predicate';
+    for v_round in 0 .. c_rounds loop
+      perform set_config('search_path', v_path, true);
+      execute format(E'alter table pg_temp.%I add constraint %I check (%s\n)', v_relname, 'c' || v_round, v_text);
+      perform set_config('search_path', 'pg_catalog, pg_temp', true);
+      select pg_get_expr(c.conbin, c.conrelid), c.conbin::text, c.conkey into strict v_text, v_tree, v_key
+      from pg_constraint c
+      where c.conrelid = v_probe and c.conname = 'c' || v_round;
+      exit when v_text = v_texts[v_round];
+      if v_round = c_rounds then
+        v_fault := 'its text never settles';
+      end if;
+      v_texts := v_texts || v_text;
+    end loop;
+    v_columns := array(select a.attname from pg_attribute a where a.attrelid = v_probe and a.attnum = any (v_key) order by a.attnum);
+    v_functions := routeledger._functions_in(v_tree);
+    v_live := (
+      select jsonb_object_agg(n.name, l.live)
+      from (select distinct u.name from unnest(p_names) u (name)) n
+      cross join lateral routeledger._live_constraint(p_table, n.name, v_probe) l (live)
+      where l.live is not null);
+
+    -- the same text in a session of other settings has to be the same expression
+    v_stage := 'session';
+    perform set_config('search_path', v_path, true), set_config('timezone', '<x37>-05:37', true),
+      set_config('datestyle', 'SQL, DMY', true), set_config('intervalstyle', 'sql_standard', true);
+    execute format(E'alter table pg_temp.%I add constraint other check (%s\n)', v_relname, p_predicate);
+    perform set_config('search_path', 'pg_catalog, pg_temp', true), set_config('timezone', 'UTC', true),
+      set_config('datestyle', 'ISO, YMD', true), set_config('intervalstyle', 'postgres', true);
+    select pg_get_expr(c.conbin, c.conrelid) into strict v_other from pg_constraint c where c.conrelid = v_probe and c.conname = 'other';
+    if v_other <> v_texts[1] then
+      v_fault := 'a literal of it means something else in a session with another TimeZone, DateStyle or IntervalStyle';
+    end if;
+    raise exception using errcode = 'Z0000', message = 'the probe is rolled back';
+  exception
+    when sqlstate 'Z0000' then
+      null;
+    when others then
+      get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
+      if v_state = '25006' or (v_stage = 'table' and v_state = '42501') then
+        v_refused := case v_state when '25006' then 'read_only' else 'no_privilege' end;
+      elsif v_stage = 'session' and left(v_state, 2) = '22' then
+        v_fault := 'a literal of it cannot be read in a session with another TimeZone, DateStyle or IntervalStyle';
+      elsif v_stage <> 'table' and left(v_state, 2) in ('0A', '22', '2B', '42', '54') then
+        v_fault := case when v_message ~ '\mpg_temp(_\d+)?\.' then 'it hands the whole row to something that takes rows of this table only: hand it the columns. ' else '' end || v_message;
+      else
+        raise;
+      end if;
+  end;
+  if v_refused is not null then
+    return jsonb_build_object('refused', v_refused, 'message', v_message);
+  end if;
+  -- 'now' and its like are read once and for all when the constraint is made
+  v_fault := coalesce(v_fault, (
+    select format('%s is a time of its own each time that it is read', m.literal[1])
+    from regexp_matches(p_predicate, '(''\s*(?:now|today|tomorrow|yesterday)\M[^'']*'')', 'gi') m (literal)
+    where strpos(v_texts[1], m.literal[1]) = 0
+    limit 1));
+  if v_fault is not null then
+    perform routeledger._raise('RL116', jsonb_build_object('predicate', p_predicate, 'reason', v_fault));
+  end if;
+  return jsonb_build_object(
+    'texts', v_texts,
+    'columns', v_columns,
+    'live', coalesce(v_live, '{}'),
+    'functions', jsonb_path_query_array(v_functions, '$[*] ? (exists (@.digest))'),
+    'notes', coalesce((
+      select jsonb_agg(n.note order by n.note)
+      from (
+        select format('%s is %s: PostgreSQL takes a CHECK to be immutable, and does not look at a row again when the result changes', f ->> 'function', f ->> 'volatility') as note
+        from jsonb_array_elements(v_functions) f
+        where f ->> 'volatility' <> 'immutable'
+        union all
+        select 'the user, the date or the settings of the session decide: a row that passes now may fail when it is restored'
+        where v_tree ~ '\{(SQLVALUEFUNCTION|COERCEVIAIO) '
+      ) n), '[]'));
+end
+$$;
+
+-- Says whether what has this xmin was written by the transaction that asks, and not before it.
+-- Locks: none. Errors: none.
+create or replace function routeledger._is_uncommitted(
+  p_xmin xid
+)
+returns boolean
+language plpgsql
+stable
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  -- what is seen and still in progress is one's own; ids that are older than the transaction are not asked for
+  return pg_current_xact_id_if_assigned() is not null and age(p_xmin) <= 0
+    and pg_xact_status((pg_current_xact_id_if_assigned()::text::numeric - age(p_xmin))::text::xid8) = 'in progress';
+end
+$$;
+
+-- Returns the constraint of that name on a table as it is, printed the same in every session: null when there is none.
+-- "kind" is that of pg_constraint; "uncommitted" says that this very transaction has made or changed it.
+-- PostgreSQL opens a table to print an expression of it, under a lock that waits for whoever alters it: with p_probe a
+-- CHECK is printed as one of that probe instead.
+-- Locks: access share for a moment, with p_probe none. Errors: none.
+create or replace function routeledger._live_constraint(
+  p_table regclass,
+  p_name text,
+  p_probe regclass default null
+)
+returns jsonb
+language plpgsql
+stable
+parallel unsafe
+security invoker
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set datestyle = 'ISO, YMD'
+set intervalstyle = 'postgres'
+set quote_all_identifiers = off
+set standard_conforming_strings = on
+set extra_float_digits = 1
+set bytea_output = 'hex'
+set lc_monetary = 'C'
+as $$
+begin
+  return (
+    select jsonb_build_object(
+      'table', routeledger._qualified(c.conrelid),
+      'name', c.conname,
+      'kind', c.contype,
+      'definition', case
+        when c.contype = 'c' then format('CHECK (%s)', e.predicate)
+          || case when c.connoinherit then ' NO INHERIT' else '' end
+          || case when not e.enforced then ' NOT ENFORCED' when not c.convalidated then ' NOT VALID' else '' end
+        else pg_get_constraintdef(c.oid) end,
+      'predicate', e.predicate,
+      'columns', (
+        select jsonb_agg(a.attname order by a.attnum)
+        from pg_attribute a
+        where a.attrelid = c.conrelid and a.attnum = any (c.conkey)),
+      'validated', c.convalidated,
+      'enforced', e.enforced,
+      'no_inherit', c.connoinherit,
+      'local', c.conislocal,
+      'inherited', c.coninhcount,
+      'comment', obj_description(c.oid, 'pg_constraint'),
+      'functions', jsonb_path_query_array(routeledger._functions_in(c.conbin::text), '$[*] ? (exists (@.digest))'),
+      'uncommitted', routeledger._is_uncommitted(c.xmin))
+    from pg_constraint c
+    cross join lateral (
+      select
+        pg_get_expr(c.conbin, coalesce(p_probe, c.conrelid::regclass)) as predicate,
+        coalesce((to_jsonb(c) ->> 'conenforced')::boolean, true) as enforced) e
+    where c.conrelid = p_table and c.conname = p_name and c.contypid = 0);
+end
+$$;
+
+-- Returns a constraint as the history keeps it: what it takes to put it back.
+-- Locks: none. Errors: none.
+create or replace function routeledger._image_of_constraint(
+  p_live jsonb
+)
+returns jsonb
+language sql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select p_live - array['local', 'inherited', 'uncommitted', 'functions', 'columns']
+$$;
+
+-- Counts the rows of a table for which a predicate is false, and shows up to five of them by their primary key, else
+-- by their place. The predicate is canonical text. Where the caller may not see every row, or the predicate fails on
+-- one: "refused", with the reason, and "message".
+-- Locks: access share, given back. Errors: none of ours.
+create or replace function routeledger._violations(
+  p_table regclass,
+  p_predicate text,
+  p_only boolean default false
+)
+returns jsonb
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+set row_security = off
+set timezone = 'UTC'
+set datestyle = 'ISO, YMD'
+set intervalstyle = 'postgres'
+set quote_all_identifiers = off
+set standard_conforming_strings = on
+set transform_null_equals = off
+set array_nulls = on
+set lc_monetary = 'C'
+set xmloption = 'content'
+as $$
+declare
+  v_from text := case when p_only then 'only ' else '' end || routeledger._qualified(p_table);
+  v_path text := routeledger._path_of(p_table);
+  v_name text := (select quote_ident(c.relname) from pg_class c where c.oid = p_table);
+  v_key text;
+  v_samples jsonb := '[]'::jsonb;
+  v_count bigint := 0;
+  v_state text;
+  v_message text;
+begin
+  select string_agg(format('%L, %s.%I', a.attname, v_name, a.attname), ', ' order by k.n) into v_key
+  from pg_index i
+  cross join lateral unnest(i.indkey) with ordinality k (attnum, n)
+  join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+  where i.indrelid = p_table and i.indisprimary;
+  if v_key is null then
+    v_key := format('%L, routeledger._qualified(%s.tableoid), %L, %2$s.ctid::pg_catalog.text', 'table', v_name, 'ctid');
+  end if;
+  begin
+    perform set_config('search_path', v_path, true);
+    execute format(
+      'select coalesce(pg_catalog.jsonb_agg(s.sample), %L) from (select pg_catalog.jsonb_build_object(%s) as sample from %s where not (%s) limit 5) s',
+      '[]', v_key, v_from, p_predicate)
+    into strict v_samples;
+    if v_samples <> '[]' then
+      execute format('select pg_catalog.count(*) from %s where not (%s)', v_from, p_predicate) into strict v_count;
+    end if;
+    -- the lock is given back with the subtransaction: whoever kept it and then asked for more would wait for its like
+    raise exception using errcode = 'Z0000', message = 'the count is done';
+  exception
+    when sqlstate 'Z0000' then
+      return jsonb_build_object('violations', v_count, 'samples', v_samples);
+    when insufficient_privilege then
+      get stacked diagnostics v_message = message_text;
+      return jsonb_build_object('message', v_message, 'refused', case
+        when exists (select from routeledger._tree(p_table) t where row_security_active(t.relation)) then 'row_security'
+        else 'no_privilege' end);
+    when data_exception then
+      get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
+      return jsonb_build_object('refused', 'predicate_fails', 'message', v_message, 'sqlstate', v_state);
+  end;
+end
+$$;
+
+-- Says whether a table and all that inherits from it hold not even a dead row.
+-- Locks: none. Errors: none.
+create or replace function routeledger._is_empty(
+  p_table regclass
+)
+returns boolean
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return (
+    select bool_and(c.relkind in ('r', 'p') and pg_relation_size(c.oid) = 0)
+    from routeledger._tree(p_table) t
+    join pg_class c on c.oid = t.relation);
+end
+$$;
+
+-- Raises unless constraints of this relation can be declared.
+-- Locks: none. Errors: RL101, RL117.
+create or replace function routeledger._check_table(
+  p_table regclass
+)
+returns void
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_reason text;
+begin
+  if p_table is null then
+    perform routeledger._raise_fault('RL101 table');
+  end if;
+  select case
+    when c.relkind not in ('r', 'p') then 'not an ordinary or partitioned table'
+    when c.relpersistence = 't' then 'a temporary table'
+    when n.nspname in ('pg_catalog', 'information_schema', 'pg_toast') then 'a table of the system'
+    else ''
+  end
+  into v_reason
+  from pg_class c
+  join pg_namespace n on n.oid = c.relnamespace
+  where c.oid = p_table;
+  if v_reason is distinct from '' then
+    perform routeledger._raise('RL117', jsonb_build_object(
+      'table', coalesce(routeledger._qualified(p_table), p_table::text), 'reason', coalesce(v_reason, 'there is no such table')));
+  end if;
+end
+$$;
+
+-- Returns the fault of the name of a constraint, of a label or of the policy for violators; null when there is none.
+-- Locks: none. Errors: none.
+create or replace function routeledger._constraint_fault(
+  p_name text,
+  p_label text,
+  p_if_violated text
+)
+returns text
+language sql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select case
+    when coalesce(p_name, '') = '' then 'RL101 name'
+    when octet_length(p_name) > 63 then 'RL108 name 63 bytes'
+    when length(p_label) > 300 then 'RL108 label 300 characters'
+    when p_if_violated is null or p_if_violated not in ('refuse', 'add_not_valid') then 'RL102 if_violated refuse, add_not_valid'
+  end
+$$;
+
+-- Returns what the history knows: "labelled", whether a change of this constraint under this label is on record and
+-- has not been undone; and "functions", those of the last change that left one of these texts, null when none did.
+-- Locks: none. Errors: none.
+create or replace function routeledger._recorded(
+  p_target text,
+  p_name text,
+  p_kind text,
+  p_label text,
+  p_texts text[]
+)
+returns jsonb
+language plpgsql
+stable
+parallel safe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return jsonb_build_object(
+    'labelled', exists (
+      select from routeledger.constraint_changes c
+      where c.target = p_target and c.name = p_name and c.kind = p_kind and c.label = p_label and c.undone_at is null),
+    'functions', (
+      select c.functions
+      from routeledger.constraint_changes c
+      where c.target = p_target and c.name = p_name and c.kind = p_kind and c.after ->> 'predicate' = any (p_texts) and c.undone_at is null
+      order by c.id desc
+      limit 1));
+end
+$$;
+
+-- Records once for each label that a constraint was found to be as declared, so that undoing that label leaves it alone;
+-- and once for what it calls, so that it is seen when that changes. Returns the number of the record, null when
+-- there was nothing to record.
+-- Locks: none. Errors: none.
+create or replace function routeledger._record_unchanged(
+  p_target text,
+  p_name text,
+  p_kind text,
+  p_now jsonb,
+  p_label text,
+  p_functions jsonb default '[]'
+)
+returns bigint
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_known jsonb;
+begin
+  if (p_label is null and p_functions = '[]') or not routeledger._may_alter(to_regclass(p_target)) then
+    return null;
+  end if;
+  v_known := routeledger._recorded(p_target, p_name, p_kind, p_label, array[p_now ->> 'predicate']);
+  if (p_label is null or (v_known ->> 'labelled')::boolean) and (p_functions = '[]' or v_known -> 'functions' <> 'null') then
+    return null;
+  end if;
+  return routeledger._record_change(p_target, p_name, p_kind, 'unchanged', p_now, p_now, p_label, null, p_functions);
+end
+$$;
+
+-- Says whether two lists of functions do the same, whatever the functions are called.
+-- Locks: none. Errors: none.
+create or replace function routeledger._same_functions(
+  p_one jsonb,
+  p_other jsonb
+)
+returns boolean
+language sql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select (select array_agg(f ->> 'digest' order by f ->> 'digest') from jsonb_array_elements(p_one) f)
+    is not distinct from (select array_agg(f ->> 'digest' order by f ->> 'digest') from jsonb_array_elements(p_other) f)
+$$;
+
+-- Returns the ALTER TABLE clause that adds a CHECK, not yet validated.
+-- Locks: none. Errors: none.
+create or replace function routeledger._add_check_sql(
+  p_name text,
+  p_predicate text,
+  p_no_inherit boolean,
+  p_enforced boolean default true
+)
+returns text
+language sql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select format('add constraint %I check (%s)', p_name, p_predicate)
+    || case when p_no_inherit then ' no inherit' else '' end
+    || case when p_enforced then ' not valid' else ' not enforced' end
+$$;
+
+-- Returns the constraints of that name that tables below this one have of their own and that are not the one to be
+-- inherited: they have to go before it can be added.
+-- Locks: none that is kept. Errors: none.
+create or replace function routeledger._children_in_the_way(
+  p_table regclass,
+  p_name text,
+  p_texts text[]
+)
+returns jsonb
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return coalesce((
+    select jsonb_agg(l.live order by l.live ->> 'table')
+    from routeledger._tree(p_table) t
+    cross join lateral routeledger._live_constraint(t.relation, p_name) l (live)
+    where t.level > 0 and (l.live ->> 'local')::boolean
+      and not (l.live ->> 'kind' = 'c' and l.live ->> 'predicate' = any (p_texts)
+        and (l.live ->> 'validated')::boolean and (l.live ->> 'enforced')::boolean and not (l.live ->> 'no_inherit')::boolean)), '[]');
+end
+$$;
+
+-- Returns the statements that put one CHECK in the place of another of its name (p_add null: only take it away), with the constraints in
+-- p_also, and those of that name in p_children, dropped at the same time. Where nothing below is in the way it is
+-- one ALTER TABLE; else the whole tree is locked first.
+-- Locks: none. Errors: none.
+create or replace function routeledger._swap_statements(
+  p_table regclass,
+  p_name text,
+  p_add text,
+  p_comment text,
+  p_also text[],
+  p_children jsonb
+)
+returns text[]
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_table text := routeledger._qualified(p_table);
+  v_drop text := (
+    select string_agg(format('drop constraint if exists %I', d.name), ', ' order by d.n)
+    from unnest(array[p_name] || p_also) with ordinality d (name, n));
+begin
+  return case
+    when p_children = '[]' then array[format('alter table %s %s', v_table, concat_ws(', ', v_drop, p_add))]
+    else array[format('lock table %s in access exclusive mode', v_table), format('alter table %s %s', v_table, v_drop)]
+      || array(
+        select format('alter table %s drop constraint if exists %I', c ->> 'table', p_name)
+        from jsonb_array_elements(p_children) with ordinality e (c, n)
+        order by e.n)
+      || case when p_add is not null then array[format('alter table %s %s', v_table, p_add)] else array[]::text[] end
+    end
+    || case when p_add is not null and p_comment is not null then array[format('comment on constraint %I on %s is %L', p_name, v_table, p_comment)] else array[]::text[] end;
+end
+$$;
+
+-- Returns the table from which a table has inherited the constraint of that name: the highest one.
+-- Locks: none. Errors: none.
+create or replace function routeledger._root_of(
+  p_table regclass,
+  p_name text
+)
+returns text
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return (
+    with recursive up (id, depth) as (
+      select p_table::oid, 0
+      union all
+      select i.inhparent, up.depth + 1
+      from up
+      join pg_inherits i on i.inhrelid = up.id
+      join pg_constraint c on c.conrelid = i.inhparent and c.conname = p_name
+    )
+    select routeledger._qualified(up.id) from up order by up.depth desc, up.id limit 1);
+end
+$$;
+
+-- Returns the owners of a table and of all that inherits from it.
+-- Locks: none. Errors: none.
+create or replace function routeledger._owners_of(
+  p_table regclass
+)
+returns jsonb
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return (
+    select jsonb_agg(distinct r.rolname)
+    from routeledger._tree(p_table) t
+    join pg_class c on c.oid = t.relation
+    join pg_roles r on r.oid = c.relowner);
+end
+$$;
+
+-- Brings a table to hold exactly this CHECK under this name, whatever it holds under it now, and says what it found
+-- and did. `unchanged`: there, of this predicate, and validated; no lock was taken on the table. `created`,
+-- `replaced`: now there, for every row that is written from now on; old rows are looked at in a later call.
+-- `validated`: the old rows were looked at too. `pending`: there, and rows that violate it remain, or it was made in this very
+-- transaction. `refused`: nothing was changed, for the reason given. Where next is not null, the same call in a
+-- new transaction goes on.
+--
+-- The predicate is read by the path pg_catalog, the schema of the table, the schemas of its columns' types; what is
+-- installed is its canonical text. Rows that violate it are counted, and five of them shown in detail.samples, before
+-- anything is changed: p_if_violated `refuse` then changes nothing, `add_not_valid` adds it nevertheless (an
+-- UPDATE of such a row fails from then on, whatever it changes). p_also_drop names older CHECKs that this one takes
+-- the place of. p_label groups changes for undo_constraint(). Functions are noted, and followed: when one of
+-- them does something else than when the constraint was put there, it counts as replaced and every row is looked at again.
+-- Reasons for a refusal: violations, predicate_fails, row_security, no_privilege, read_only, not_owner, inherited, name_taken, not_possible (what ALTER TABLE said is
+-- in detail.message).
+-- With p_strict a refusal is an error.
+--
+-- Locks: none when unchanged, and none is waited for. Otherwise the advisory lock of (table, constraint); access share for the count, given back; then for
+-- a change access exclusive on the table and all that inherits from it (one ALTER TABLE, no scan), to validate
+-- share update exclusive (readers and writers pass), each waiting at most p_lock_timeout, p_attempts times.
+-- Errors: RL101, RL102, RL103, RL108, RL116, RL117, RL309, 55P03.
+create or replace function routeledger.ensure_check(
+  p_table regclass,
+  p_name text,
+  p_predicate text,
+  p_if_violated text default 'refuse',
+  p_no_inherit boolean default false,
+  p_also_drop text[] default '{}',
+  p_label text default null,
+  p_lock_timeout interval default '1 second',
+  p_attempts integer default 10,
+  p_strict boolean default false,
+  p_dry_run boolean default false
+)
+returns table (
+  outcome text,
+  validated boolean,
+  violations bigint,
+  definition text,
+  found text,
+  reason text,
+  next text,
+  detail jsonb
+)
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+set quote_all_identifiers = off
+set client_min_messages = warning
+as $$
+#variable_conflict use_column
+declare
+  c_next constant text := 'Commit, then call ensure_check again: it validates the constraint.';
+  v_fault text := coalesce(
+    routeledger._constraint_fault(p_name, p_label, p_if_violated),
+    routeledger._lock_fault(p_lock_timeout, p_attempts),
+    case
+      when p_predicate is null then 'RL101 predicate'
+      when p_no_inherit is null then 'RL101 no_inherit'
+      when p_strict is null then 'RL101 strict'
+      when p_dry_run is null then 'RL101 dry_run'
+      when array_position(p_also_drop, null) is not null then 'RL101 also_drop'
+    end);
+  v_target text;
+  v_want jsonb;
+  v_texts text[];
+  v_text text;
+  v_all jsonb;
+  v_live jsonb;
+  v_found text;  -- a variable named found is the one of plpgsql
+  v_count jsonb;
+  v_known jsonb;
+  v_aliases jsonb;
+  v_children jsonb := '[]'::jsonb;
+  v_suspects jsonb;
+  v_same boolean;
+  v_before jsonb;
+  v_after jsonb;
+  v_tries integer;
+  v_message text;
+  v_said text;
+  v_began timestamptz := clock_timestamp();
+begin
+  perform routeledger._check_table(p_table);
+  if v_fault is not null then
+    perform routeledger._raise_fault(v_fault);
+  end if;
+  if p_no_inherit and (select c.relkind = 'p' from pg_class c where c.oid = p_table) then
+    perform routeledger._raise('RL117', jsonb_build_object(
+      'table', routeledger._qualified(p_table), 'reason', 'a partitioned table has no rows of its own: no_inherit does not suit it'));
+  end if;
+
+  v_target := routeledger._qualified(p_table);
+  detail := case when p_dry_run then jsonb_build_object('dry_run', true) else '{}' end;
+  validated := false;
+  <<decide>>
+  begin
+    perform set_config('lock_timeout', routeledger._total_wait(p_lock_timeout, p_attempts), true);
+    v_want := routeledger._canonical_check(p_table, p_predicate, array[p_name] || p_also_drop);
+    if v_want ? 'refused' then
+      outcome := 'refused';
+      reason := v_want ->> 'refused';
+      detail := detail || jsonb_build_object('message', v_want -> 'message');
+      exit decide;
+    end if;
+    v_texts := array(select t from jsonb_array_elements_text(v_want -> 'texts') with ordinality x (t, n) order by n);
+    v_text := v_texts[cardinality(v_texts)];
+    definition := v_text;
+    detail := detail || case when v_want -> 'notes' <> '[]' then jsonb_build_object('notes', v_want -> 'notes') else '{}' end
+      || case when v_want -> 'functions' <> '[]' then jsonb_build_object('functions', v_want -> 'functions') else '{}' end;
+
+    -- looked at without the advisory lock, and once more with it when something has to be done
+    for v_look in 1 .. 2 loop
+      detail := detail - 'function_changed';
+      if v_look = 1 then
+        v_all := v_want -> 'live';
+      else
+        v_all := (
+          select jsonb_object_agg(n.name, coalesce(routeledger._live_constraint(p_table, n.name), 'null'))
+          from (select distinct u.name from unnest(array[p_name] || p_also_drop) u (name)) n);
+      end if;
+      v_live := nullif(v_all -> p_name, 'null');
+      v_aliases := coalesce((
+        select jsonb_agg(a.value order by a.key)
+        from jsonb_each(v_all - p_name) a
+        where a.value <> 'null'), '[]');
+      v_known := routeledger._recorded(v_target, p_name, 'check', p_label, v_texts);
+      v_same := v_live ->> 'kind' = 'c' and v_live ->> 'predicate' = any (v_texts) and (v_live ->> 'enforced')::boolean
+        and (v_live ->> 'no_inherit')::boolean = p_no_inherit;
+      if v_same and v_known -> 'functions' <> 'null' and not routeledger._same_functions(v_known -> 'functions', v_want -> 'functions') then
+        v_same := false;
+        detail := detail || '{"function_changed": true}';
+      end if;
+      v_found := case when v_live ->> 'kind' = 'c' then v_live ->> 'predicate' else v_live ->> 'definition' end;
+      validated := coalesce(v_same and (v_live ->> 'validated')::boolean, false);
+
+      if v_live ->> 'kind' <> 'c' then
+        outcome := 'refused';
+        reason := 'name_taken';
+        exit decide;
+      elsif (v_live ->> 'inherited')::integer > 0 then
+        outcome := 'refused';
+        reason := 'inherited';
+        detail := detail || jsonb_build_object('root', routeledger._root_of(p_table, p_name));
+        exit decide;
+      elsif jsonb_path_exists(v_aliases, '$[*] ? (@.kind != "c" || @.inherited > 0)') then
+        outcome := 'refused';
+        reason := case when jsonb_path_exists(v_aliases, '$[*] ? (@.kind != "c")') then 'name_taken' else 'inherited' end;
+        detail := detail || jsonb_build_object('also_drop', jsonb_path_query_array(v_aliases, '$[*] ? (@.kind != "c" || @.inherited > 0).name'));
+        exit decide;
+      elsif validated and v_aliases = '[]' then
+        outcome := 'unchanged';
+        if not p_dry_run then
+          detail := detail || jsonb_strip_nulls(jsonb_build_object('change_id', routeledger._record_unchanged(
+            v_target, p_name, 'check', routeledger._image_of_constraint(v_live), p_label, v_want -> 'functions')));
+        end if;
+        exit decide;
+      elsif not routeledger._may_alter(p_table) then
+        outcome := 'refused';
+        reason := 'not_owner';
+        detail := detail || jsonb_build_object('owners', routeledger._owners_of(p_table));
+        exit decide;
+      end if;
+      exit when p_dry_run or v_look = 2;
+      perform routeledger._serialize(p_table, p_name);
+    end loop;
+
+    -- there, but not validated
+    if v_same and v_aliases = '[]' then
+      if (v_live ->> 'uncommitted')::boolean and not routeledger._is_empty(p_table) then
+        outcome := 'pending';
+        reason := 'uncommitted';
+        next := c_next;
+        exit decide;
+      end if;
+      v_before := routeledger._image_of_constraint(v_live);
+      if not p_dry_run then
+        begin
+          v_tries := routeledger._run_locked(p_table, array[format('alter table %s validate constraint %I', v_target, p_name)], p_lock_timeout, p_attempts);
+        exception
+          when check_violation or data_exception then
+            v_tries := null;
+        end;
+      end if;
+      if v_tries is null then
+        v_count := routeledger._violations(p_table, v_text, p_no_inherit);
+        violations := (v_count ->> 'violations')::bigint;
+        if v_count ? 'refused' then
+          outcome := 'refused';
+          reason := v_count ->> 'refused';
+          detail := detail || (v_count - 'refused');
+          exit decide;
+        elsif violations > 0 or not p_dry_run then
+          outcome := 'pending';
+          reason := 'violations';
+          detail := detail || jsonb_build_object('samples', v_count -> 'samples');
+          next := case when violations = 0 then c_next end;  -- they are gone since
+          exit decide;
+        end if;
+      end if;
+      outcome := 'validated';
+      validated := true;
+      violations := 0;
+      if not p_dry_run then
+        detail := detail || jsonb_build_object('attempts', v_tries, 'change_id', routeledger._record_change(
+          v_target, p_name, 'check', 'validated', v_before,
+          routeledger._image_of_constraint(routeledger._live_constraint(p_table, p_name)), p_label, null, v_want -> 'functions'));
+      end if;
+      exit decide;
+    end if;
+
+    -- another one, none, or one too many
+    v_suspects := (
+      select jsonb_agg(jsonb_build_object('name', c.conname, 'definition', routeledger._live_constraint(p_table, c.conname) -> 'definition') order by c.conname)
+      from pg_constraint c
+      where c.conrelid = p_table and c.contype = 'c' and c.conname <> p_name and c.conname <> all (coalesce(p_also_drop, '{}'))
+        and v_want -> 'columns' <> '[]'
+        and (select jsonb_agg(a.attname order by a.attnum) from pg_attribute a where a.attrelid = p_table and a.attnum = any (c.conkey)) = v_want -> 'columns');
+    if not p_no_inherit then
+      v_children := routeledger._children_in_the_way(p_table, p_name, v_texts);
+    end if;
+    detail := detail
+      || case when v_suspects is not null then jsonb_build_object('suspects', v_suspects) else '{}' end
+      || case when v_aliases <> '[]' then jsonb_build_object('also_dropped', jsonb_path_query_array(v_aliases, '$[*].name')) else '{}' end
+      || case when v_children <> '[]' then jsonb_build_object('children', (
+           select jsonb_agg(jsonb_build_object('table', c -> 'table', 'definition', c -> 'definition')) from jsonb_array_elements(v_children) c)) else '{}' end;
+    if jsonb_path_exists(v_children, '$[*] ? (@.kind != "c")') then
+      outcome := 'refused';
+      reason := 'name_taken';
+      exit decide;
+    end if;
+    if not validated then
+      v_count := routeledger._violations(p_table, v_text, p_no_inherit);
+      if v_count ? 'refused' then
+        outcome := 'refused';
+        reason := v_count ->> 'refused';
+        detail := detail || (v_count - 'refused');
+        exit decide;
+      end if;
+      violations := (v_count ->> 'violations')::bigint;
+      if violations > 0 then
+        reason := 'violations';
+        detail := detail || jsonb_build_object('samples', v_count -> 'samples');
+        if p_if_violated = 'refuse' then
+          outcome := 'refused';
+          exit decide;
+        end if;
+      end if;
+    end if;
+    outcome := case when v_live is null then 'created' else 'replaced' end;
+    if p_dry_run then
+      exit decide;
+    end if;
+
+    v_before := nullif(jsonb_strip_nulls(jsonb_build_object(
+      'constraint', routeledger._image_of_constraint(v_live),
+      'also', nullif((select jsonb_agg(routeledger._image_of_constraint(a)) from jsonb_array_elements(v_aliases) a), '[]'),
+      'children', nullif((select jsonb_agg(routeledger._image_of_constraint(a)) from jsonb_array_elements(v_children) a), '[]'))), '{}');
+    v_before := nullif(coalesce(v_before -> 'constraint', '{}') || coalesce(v_before - 'constraint', '{}'), '{}');
+    begin
+      if validated then
+        v_tries := routeledger._run_locked(
+          p_table,
+          array[format('alter table %s %s', v_target, (
+            select string_agg(format('drop constraint if exists %I', a ->> 'name'), ', ') from jsonb_array_elements(v_aliases) a))],
+          p_lock_timeout, p_attempts);
+      else
+        v_tries := routeledger._run_locked(
+          p_table,
+          routeledger._swap_statements(
+            p_table, p_name, routeledger._add_check_sql(p_name, v_text, p_no_inherit), v_live ->> 'comment',
+            array(select a ->> 'name' from jsonb_array_elements(v_aliases) a), v_children),
+          p_lock_timeout, p_attempts);
+      end if;
+    exception
+      when object_not_in_prerequisite_state or invalid_table_definition or feature_not_supported or duplicate_object then
+        get stacked diagnostics v_message = message_text;
+        outcome := 'refused';
+        reason := 'not_possible';
+        detail := detail || jsonb_build_object('message', v_message);
+        exit decide;
+    end;
+    -- the table is locked now: what is empty stays so, and is looked at in no time
+    if not validated and violations = 0 then
+      if routeledger._is_empty(p_table) then
+        perform routeledger._run_locked(p_table, array[format('alter table %s validate constraint %I', v_target, p_name)], p_lock_timeout, p_attempts);
+        validated := true;
+      else
+        next := c_next;
+      end if;
+    end if;
+    v_live := routeledger._live_constraint(p_table, p_name);
+    if coalesce(v_live ->> 'predicate', '') <> all (v_texts) or (v_live ->> 'validated')::boolean <> validated then
+      perform routeledger._raise('RL116', jsonb_build_object(
+        'predicate', p_predicate, 'reason', 'the table holds something else than was put there', 'definition', v_live -> 'definition'));
+    end if;
+    v_after := routeledger._image_of_constraint(v_live);
+    detail := detail || jsonb_build_object('attempts', v_tries, 'change_id', routeledger._record_change(
+      v_target, p_name, 'check', outcome, v_before, v_after, p_label, null, v_want -> 'functions'));
+  exception
+    when lock_not_available then
+      get stacked diagnostics v_message = message_text, v_said = pg_exception_detail;
+      if v_said like '{%' then
+        raise;  -- _run_locked() has said who is in the way
+      end if;
+      perform routeledger._raise_locked(p_table, p_lock_timeout, p_attempts, v_began, v_message);
+  end;
+
+  if outcome = 'refused' and p_strict then
+    perform routeledger._raise('RL309', detail || jsonb_strip_nulls(jsonb_build_object(
+      'table', v_target, 'name', p_name, 'reason', reason, 'violations', violations, 'definition', definition, 'found', v_found)));
+  end if;
+  return query select outcome, validated, violations, definition, v_found, reason, next, detail;
+end
+$$;
+
+-- Returns what is known of NOT NULL on a column: "not_null", "validated", and from PostgreSQL 18 on "name", "inherited" and "uncommitted" of its constraint.
+-- Null when there is no such column.
+-- Locks: none. Errors: none.
+create or replace function routeledger._live_not_null(
+  p_table regclass,
+  p_column text
+)
+returns jsonb
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return (
+    select jsonb_strip_nulls(jsonb_build_object(
+      'table', routeledger._qualified(p_table),
+      'kind', 'n',
+      'column', a.attname,
+      'not_null', a.attnotnull,
+      'validated', a.attnotnull and coalesce(c.convalidated, true),
+      'name', c.conname,
+      'inherited', c.coninhcount,
+      'definition', case when a.attnotnull then 'NOT NULL' || case when c.convalidated is false then ' NOT VALID' else '' end end,
+      'uncommitted', routeledger._is_uncommitted(c.xmin)))
+    from pg_attribute a
+    left join pg_constraint c on c.conrelid = a.attrelid and c.contype = 'n' and c.conkey = array[a.attnum]
+    where a.attrelid = p_table and a.attname = p_column and a.attnum > 0 and not a.attisdropped);
+end
+$$;
+
+-- Returns the name that PostgreSQL 18 would give to the NOT NULL of a column: at most 63 bytes.
+-- Locks: none. Errors: none.
+create or replace function routeledger._not_null_name(
+  p_table regclass,
+  p_column text
+)
+returns text
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_table text := (select c.relname from pg_class c where c.oid = p_table);
+  v_column text := p_column;
+begin
+  while octet_length(v_table) + octet_length(v_column) > 53 loop
+    if octet_length(v_table) >= octet_length(v_column) then
+      v_table := left(v_table, -1);
+    else
+      v_column := left(v_column, -1);
+    end if;
+  end loop;
+  return v_table || '_' || v_column || '_not_null';
+end
+$$;
+
+-- Brings a column to be NOT NULL without a scan under a lock that stops readers or writers, in two or three transactions. From
+-- PostgreSQL 18 on: a NOT NULL constraint of that name, NOT VALID, then validated. Before: a CHECK of that name, NOT VALID,
+-- validated, and then taken for the proof that SET NOT NULL needs, and dropped. Arguments, outcomes, reasons and errors as in
+-- ensure_check(); p_name is by default what PostgreSQL would call it. A column that is NOT NULL already is
+-- `unchanged`, whatever its constraint is called (detail.name_found).
+-- Locks: none when unchanged. Otherwise the advisory lock of (table, constraint); access share for the count, given back; then
+-- access exclusive (no scan) or, to validate, share update exclusive, each waiting at most p_lock_timeout, p_attempts times.
+-- Errors: RL101, RL102, RL103, RL108, RL113, RL117, RL309, 55P03.
+create or replace function routeledger.ensure_not_null(
+  p_table regclass,
+  p_column text,
+  p_name text default null,
+  p_if_violated text default 'refuse',
+  p_label text default null,
+  p_lock_timeout interval default '1 second',
+  p_attempts integer default 10,
+  p_strict boolean default false,
+  p_dry_run boolean default false
+)
+returns table (
+  outcome text,
+  validated boolean,
+  violations bigint,
+  definition text,
+  found text,
+  reason text,
+  next text,
+  detail jsonb
+)
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+set quote_all_identifiers = off
+set client_min_messages = warning
+as $$
+#variable_conflict use_column
+declare
+  c_next constant text := 'Commit, then call ensure_not_null again: it validates the constraint.';
+  c_native constant boolean := current_setting('server_version_num')::integer >= 180000;
+  v_fault text := coalesce(
+    case when coalesce(p_column, '') = '' then 'RL101 column' end,
+    routeledger._constraint_fault(coalesce(p_name, '-'), p_label, p_if_violated),
+    routeledger._lock_fault(p_lock_timeout, p_attempts),
+    case when p_strict is null then 'RL101 strict' when p_dry_run is null then 'RL101 dry_run' end);
+  v_target text;
+  v_column text;
+  v_name text;
+  v_check text;
+  v_live jsonb;
+  v_found text;  -- a variable named found is the one of plpgsql
+  v_helper jsonb;
+  v_taken jsonb;
+  v_count jsonb;
+  v_tries integer;
+  v_message text;
+  v_said text;
+  v_began timestamptz := clock_timestamp();
+begin
+  perform routeledger._check_table(p_table);
+  if v_fault is not null then
+    perform routeledger._raise_fault(v_fault);
+  end if;
+  v_target := routeledger._qualified(p_table);
+  v_column := routeledger._column_named(p_table, p_column);
+  if v_column is null then
+    perform routeledger._raise('RL113', jsonb_build_object('target', v_target, 'column', p_column));
+  end if;
+  v_name := coalesce(p_name, routeledger._not_null_name(p_table, v_column));
+  definition := 'NOT NULL';
+  -- of a composite type `is not null` would ask for each field; this is printed as IS NOT NULL for any other
+  v_check := format('%I is distinct from null', v_column);
+  detail := jsonb_build_object('column', v_column, 'name', v_name) || case when p_dry_run then jsonb_build_object('dry_run', true) else '{}' end;
+  <<decide>>
+  begin
+    perform set_config('lock_timeout', routeledger._total_wait(p_lock_timeout, p_attempts), true);
+    for v_look in 1 .. 2 loop
+      v_live := routeledger._live_not_null(p_table, v_column);
+      v_found := v_live ->> 'definition';
+      validated := (v_live ->> 'validated')::boolean;
+      if validated then
+        outcome := 'unchanged';
+        if not p_dry_run then
+          detail := detail || jsonb_strip_nulls(jsonb_build_object('change_id', routeledger._record_unchanged(
+            v_target, v_name, 'not_null', v_live - 'uncommitted', p_label)));
+        end if;
+        detail := detail || case when v_live ->> 'name' <> v_name then jsonb_build_object('name_found', v_live -> 'name') else '{}' end;
+        exit decide;
+      elsif not routeledger._may_alter(p_table) then
+        outcome := 'refused';
+        reason := 'not_owner';
+        detail := detail || jsonb_build_object('owners', routeledger._owners_of(p_table));
+        exit decide;
+      elsif current_setting('transaction_read_only')::boolean then
+        outcome := 'refused';
+        reason := 'read_only';
+        exit decide;
+      elsif (v_live ->> 'inherited')::integer > 0 then
+        outcome := 'refused';
+        reason := 'inherited';
+        detail := detail || jsonb_build_object('root', routeledger._root_of(p_table, v_live ->> 'name'));
+        exit decide;
+      end if;
+      exit when p_dry_run or v_look = 2;
+      perform routeledger._serialize(p_table, v_name);
+    end loop;
+
+    -- what stands for it until it is valid: the constraint itself, or a CHECK in its place
+    v_taken := routeledger._live_constraint(p_table, v_name);
+    if c_native then
+      v_helper := case when (v_live ->> 'not_null')::boolean then v_live end;
+      v_name := coalesce(v_helper ->> 'name', v_name);
+    elsif v_taken ->> 'kind' = 'c' and v_taken ->> 'predicate' in (format('(%I IS NOT NULL)', v_column), format('(%I IS DISTINCT FROM NULL)', v_column)) then
+      v_helper := v_taken;
+      v_found := v_taken ->> 'predicate';
+    end if;
+    if v_helper is null and v_taken is not null then
+      outcome := 'refused';
+      reason := 'name_taken';
+      v_found := v_taken ->> 'definition';
+      exit decide;
+    elsif (v_helper ->> 'uncommitted')::boolean and not routeledger._is_empty(p_table) then
+      outcome := 'pending';
+      reason := 'uncommitted';
+      next := c_next;
+      exit decide;
+    end if;
+
+    if v_helper is null then
+      v_count := routeledger._violations(p_table, v_check);
+      if v_count ? 'refused' then
+        outcome := 'refused';
+        reason := v_count ->> 'refused';
+        detail := detail || (v_count - 'refused');
+        exit decide;
+      end if;
+      violations := (v_count ->> 'violations')::bigint;
+      if violations > 0 then
+        reason := 'violations';
+        detail := detail || jsonb_build_object('samples', v_count -> 'samples');
+        if p_if_violated = 'refuse' then
+          outcome := 'refused';
+          exit decide;
+        end if;
+      end if;
+      outcome := 'created';
+      if p_dry_run then
+        exit decide;
+      end if;
+      begin
+        v_tries := routeledger._run_locked(p_table, array[format(
+          'alter table %s add constraint %I %s not valid', v_target, v_name,
+          case when c_native then format('not null %I', v_column) else format('check (%s)', v_check) end)], p_lock_timeout, p_attempts);
+      exception
+        when object_not_in_prerequisite_state or invalid_table_definition or feature_not_supported or duplicate_object then
+          get stacked diagnostics v_message = message_text;
+          outcome := 'refused';
+          reason := 'not_possible';
+          detail := detail || jsonb_build_object('message', v_message);
+          exit decide;
+      end;
+      -- the table is locked now: what is empty stays so, and is looked at in no time
+      if violations = 0 and routeledger._is_empty(p_table) then
+        perform routeledger._run_locked(p_table, routeledger._not_null_statements(p_table, v_column, v_name), p_lock_timeout, p_attempts);
+        validated := true;
+      elsif violations = 0 then
+        next := c_next;
+      end if;
+    else
+      if not p_dry_run then
+        begin
+          if c_native or not (v_helper ->> 'validated')::boolean then
+            v_tries := routeledger._run_locked(p_table, array[format('alter table %s validate constraint %I', v_target, v_name)], p_lock_timeout, p_attempts);
+          else
+            v_tries := routeledger._run_locked(p_table, routeledger._not_null_statements(p_table, v_column, v_name), p_lock_timeout, p_attempts);
+          end if;
+        exception
+          when not_null_violation or check_violation then
+            v_tries := null;
+        end;
+      end if;
+      if v_tries is null then
+        v_count := routeledger._violations(p_table, v_check);
+        violations := (v_count ->> 'violations')::bigint;
+        if v_count ? 'refused' then
+          outcome := 'refused';
+          reason := v_count ->> 'refused';
+          detail := detail || (v_count - 'refused');
+          exit decide;
+        elsif violations > 0 or not p_dry_run then
+          outcome := 'pending';
+          reason := 'violations';
+          detail := detail || jsonb_build_object('samples', v_count -> 'samples');
+          next := case when violations = 0 then c_next end;  -- they are gone since
+          exit decide;
+        end if;
+      end if;
+      violations := 0;
+      if p_dry_run then
+        outcome := 'validated';
+        exit decide;
+      end if;
+      validated := (routeledger._live_not_null(p_table, v_column) ->> 'validated')::boolean;
+      outcome := case when validated then 'validated' else 'pending' end;
+      if not validated then
+        reason := 'proved';
+        next := 'Commit, then call ensure_not_null again: it sets NOT NULL, of which the validated CHECK is the proof.';
+        exit decide;
+      end if;
+    end if;
+    detail := detail || jsonb_build_object('attempts', v_tries, 'change_id', routeledger._record_change(
+      v_target, coalesce(p_name, v_name), 'not_null', outcome, v_live - 'uncommitted',
+      routeledger._live_not_null(p_table, v_column) - 'uncommitted', p_label, null, null));
+  exception
+    when lock_not_available then
+      get stacked diagnostics v_message = message_text, v_said = pg_exception_detail;
+      if v_said like '{%' then
+        raise;  -- _run_locked() has said who is in the way
+      end if;
+      perform routeledger._raise_locked(p_table, p_lock_timeout, p_attempts, v_began, v_message);
+  end;
+
+  if outcome = 'refused' and p_strict then
+    perform routeledger._raise('RL309', detail || jsonb_strip_nulls(jsonb_build_object(
+      'table', v_target, 'name', v_name, 'reason', reason, 'violations', violations, 'definition', definition, 'found', v_found)));
+  end if;
+  return query select outcome, validated, violations, definition, v_found, reason, next, detail;
+end
+$$;
+
+-- Returns the statements that make a column NOT NULL where it is proved that it can be.
+-- Locks: none. Errors: none.
+create or replace function routeledger._not_null_statements(
+  p_table regclass,
+  p_column text,
+  p_name text
+)
+returns text[]
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_table text := routeledger._qualified(p_table);
+begin
+  if current_setting('server_version_num')::integer >= 180000 then
+    return array[format('alter table %s validate constraint %I', v_table, p_name)];
+  end if;
+  -- not in one statement: the CHECK would be dropped before it is taken for the proof
+  return array[
+    format('alter table %s alter column %I set not null', v_table, p_column),
+    format('alter table %s drop constraint if exists %I', v_table, p_name)];
+end
+$$;
+
+-- Puts back what a change of the history found (its `before`): the CHECK with its comment, those that were dropped with
+-- it, those of the tables below; or takes the constraint away where there was none. What had been validated is so at once only
+-- where the table is empty. Returns whether all that was put back is as it was.
+-- Locks: access exclusive on the table and all that inherits from it, without a scan, waiting at most p_lock_timeout,
+-- p_attempts times. Errors: RL103, RL116, 55P03, and what the table raises.
+create or replace function routeledger._restore_check(
+  p_table regclass,
+  p_name text,
+  p_kind text,
+  p_before jsonb,
+  p_lock_timeout interval,
+  p_attempts integer
+)
+returns boolean
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+set quote_all_identifiers = off
+set standard_conforming_strings = on
+set client_min_messages = warning
+as $$
+declare
+  v_table text := routeledger._qualified(p_table);
+  v_statements text[];
+  v_valid text[];
+  v_one jsonb;
+  v_fault text;
+begin
+  if p_kind = 'not_null' then
+    if (p_before ->> 'not_null')::boolean then
+      return true;
+    end if;
+    perform routeledger._run_locked(
+      p_table,
+      array[
+        format('alter table %s alter column %I drop not null', v_table, p_before ->> 'column'),
+        format('alter table %s drop constraint if exists %I', v_table, p_name)],
+      p_lock_timeout, p_attempts);
+    return true;
+  end if;
+
+  for v_one in
+    select p_before where p_before ? 'predicate'
+    union all
+    select e from jsonb_array_elements(coalesce(p_before -> 'also', '[]') || coalesce(p_before -> 'children', '[]')) e
+  loop
+    v_fault := routeledger._expression_fault(v_one ->> 'predicate');
+    if v_fault is not null then
+      perform routeledger._raise('RL116', jsonb_build_object('predicate', v_one -> 'predicate', 'reason', v_fault));
+    end if;
+  end loop;
+
+  v_statements := routeledger._swap_statements(
+    p_table, p_name,
+    case when p_before ? 'predicate' then
+      routeledger._add_check_sql(p_name, p_before ->> 'predicate', (p_before ->> 'no_inherit')::boolean, (p_before ->> 'enforced')::boolean) end,
+    p_before ->> 'comment', '{}', '[]');
+  for v_one in
+    select e
+    from jsonb_array_elements(coalesce(p_before -> 'also', '[]')
+      || case when p_before ? 'predicate' and not (p_before ->> 'no_inherit')::boolean then '[]' else coalesce(p_before -> 'children', '[]') end) e
+  loop
+    v_statements := v_statements || format('alter table %s %s', v_one ->> 'table', routeledger._add_check_sql(
+      v_one ->> 'name', v_one ->> 'predicate', (v_one ->> 'no_inherit')::boolean, (v_one ->> 'enforced')::boolean));
+    if v_one ->> 'comment' is not null then
+      v_statements := v_statements || format('comment on constraint %I on %s is %L', v_one ->> 'name', v_one ->> 'table', v_one ->> 'comment');
+    end if;
+    if (v_one ->> 'validated')::boolean then
+      v_valid := v_valid || format('alter table %s validate constraint %I', v_one ->> 'table', v_one ->> 'name');
+    end if;
+  end loop;
+  if (p_before ->> 'validated')::boolean then
+    v_valid := v_valid || format('alter table %s validate constraint %I', v_table, p_name);
+  end if;
+  perform routeledger._run_locked(p_table, v_statements, p_lock_timeout, p_attempts);
+  if v_valid is not null and routeledger._is_empty(p_table) then
+    perform routeledger._run_locked(p_table, v_valid, p_lock_timeout, p_attempts);
+    v_valid := null;
+  end if;
+  return v_valid is null;
+end
+$$;
+
+-- ==== 605_unique.sql
+
+-- 605 · Unique keys: a table comes to hold the unique index that ON CONFLICT needs, also when it is full of duplicates.
+--
+-- Which row of a key stays is decided by the same total order as in an upsert: the terms of `keep`, then the whole
+-- row, then its place. Every row that goes is kept in an image of its repair before it goes, and so is the row that
+-- stays for it. Two rows are of one key when the index itself would say so: its expressions, its collations, its NULLS mode.
+--
+-- Two ways lead there. ensure_unique() does it in one transaction: writers wait, readers do not. unique_step() says,
+-- each time anew from the catalogue, what a client has to run next so that nobody waits: collapse in small
+-- transactions, build concurrently, attach. Nothing has to be remembered that the catalogue or an open repair does not hold.
+--
+-- Nothing that needs an ACCESS EXCLUSIVE lock follows in a transaction that holds a weaker lock of the table, or a
+-- reader that goes on to write would deadlock with it: what is left of a failed build is dropped in a transaction
+-- before, and a swap or an attachment happens in a transaction after.
+--
+-- The key of a partitioned table holds its partition key, so that all rows of one key are in one leaf: leaves are
+-- looked at one by one, as ordinary tables.
+--
+-- Lock order: the advisory lock of (table, index), the table (share row exclusive), its duplicates in the order of
+-- the key, then the rows that point to them, table by table in the order of their names.
+
+-- Duplicates that an open repair has found and not yet collapsed, by their places. Unlogged: after a crash they are
+-- looked for again. A place is a hint: what stands there is looked at again.
+create unlogged table if not exists routeledger.duplicate_rows (
+  repair_id bigint not null,
+  n bigint generated always as identity,
+  leaf oid not null,
+  key_no bigint not null,
+  place tid not null
+);
+
+create index if not exists duplicate_rows_repair_id_idx on routeledger.duplicate_rows (repair_id, leaf, key_no, n);
+
+-- Returns a name of at most 63 bytes that ends in the suffix.
+-- Locks: none. Errors: none.
+create or replace function routeledger._suffixed(
+  p_name text,
+  p_suffix text
+)
+returns text
+language plpgsql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_name text := p_name;
+begin
+  while octet_length(v_name) + octet_length(p_suffix) > 63 loop
+    v_name := left(v_name, -1);
+  end loop;
+  return v_name || p_suffix;
+end
+$$;
+
+-- Returns the name of the index of a leaf that belongs to the unique index of that name of its root: the same each time.
+-- Locks: none. Errors: none.
+create or replace function routeledger._leaf_index_name(
+  p_name text,
+  p_leaf regclass
+)
+returns text
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return routeledger._suffixed(p_name, '_' || substr(md5(routeledger._qualified(p_leaf)), 1, 12));
+end
+$$;
+
+-- Returns the key of the advisory lock that a client holds, for its session, while it builds a unique index online.
+-- Nobody waits for it: a session that waits inside a statement would be waited for by CREATE INDEX CONCURRENTLY.
+-- Locks: none. Errors: none.
+create or replace function routeledger._online_key(
+  p_table regclass,
+  p_name text
+)
+returns bigint
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return hashtextextended('routeledger.online:' || routeledger._qualified(p_table) || ':' || p_name, 0);
+end
+$$;
+
+-- Makes a unique index of these parts on an empty table of the same name and columns, reads how PostgreSQL prints
+-- it, and leaves nothing behind. With p_elsewhere it is parsed as in a session at the other end of the world.
+-- Locks: none. Errors: RL116, RL118.
+create or replace function routeledger._probe_unique(
+  p_table regclass,
+  p_parts text[],
+  p_where text,
+  p_nulls_equal boolean,
+  p_elsewhere boolean
+)
+returns jsonb
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+set timezone = 'UTC'
+set datestyle = 'ISO, YMD'
+set intervalstyle = 'postgres'
+set quote_all_identifiers = off
+set standard_conforming_strings = on
+set transform_null_equals = off
+set array_nulls = on
+set extra_float_digits = 1
+set lc_monetary = 'C'
+set client_min_messages = error
+as $$
+declare
+  v_path text := routeledger._path_of(p_table);
+  v_name text := (select c.relname from pg_class c where c.oid = p_table);
+  v_statement text := format(
+    'create unique index routeledger_probe on pg_temp.%I (%s)%s', v_name, array_to_string(p_parts, ', '), case when p_nulls_equal then ' nulls not distinct' else '' end);
+  v_bad text := '';
+  v_index regclass;
+  v_read jsonb;
+  v_message text;
+begin
+  begin
+    perform routeledger._make_probe(p_table);
+    perform set_config('search_path', v_path, true);
+    if p_elsewhere then
+      perform set_config('timezone', 'Pacific/Kiritimati', true), set_config('datestyle', 'SQL, DMY', true), set_config('intervalstyle', 'sql_standard', true);
+    end if;
+    v_bad := 'RL118';
+    execute v_statement;
+    if p_where is not null then
+      drop index pg_temp.routeledger_probe;
+      v_bad := 'RL116';
+      execute v_statement || format(e' where (%s\n)', p_where);
+    end if;
+    v_bad := '';
+    perform set_config('timezone', 'UTC', true), set_config('datestyle', 'ISO, YMD', true), set_config('intervalstyle', 'postgres', true);
+    perform set_config('search_path', 'pg_catalog, pg_temp', true);  -- what is printed names the rest in full
+    v_index := (select c.oid from pg_class c where c.relname = 'routeledger_probe' and c.relnamespace = pg_my_temp_schema());
+    v_read := jsonb_build_object(
+      'key', (select jsonb_agg(p.target_sql order by p.n) from routeledger._index_parts(v_index) p),
+      'parts', (select jsonb_agg(p.column_name order by p.n) from routeledger._index_parts(v_index) p),
+      'needs', to_jsonb(routeledger._index_columns(v_index)),
+      'where', (select pg_get_expr(i.indpred, i.indrelid) from pg_index i where i.indexrelid = v_index),
+      'tail', (
+        select substr(d.text, strpos(d.text, quote_ident(v_name) || ' USING btree (') + length(quote_ident(v_name)))
+        from pg_get_indexdef(v_index) d (text)));
+    raise exception using errcode = 'UNDO0', message = 'undone on purpose';
+  exception
+    when sqlstate 'UNDO0' then
+      null;
+    when others then
+      get stacked diagnostics v_message = message_text;
+      if v_bad = '' or sqlstate like 'RL%' then
+        raise;
+      end if;
+      perform routeledger._raise(v_bad, jsonb_build_object('table', routeledger._qualified(p_table), 'sqlstate', sqlstate, 'reason', v_message)
+        || case v_bad when 'RL118' then jsonb_build_object('columns', p_parts) else jsonb_build_object('predicate', p_where) end);
+  end;
+  return v_read;
+end
+$$;
+
+-- Reads the parts and the predicate of a unique key as PostgreSQL prints them, round after round until nothing
+-- changes any more: the last round, and in `rounds` all of them, because a live index may hold the text of any.
+-- Locks: none. Errors: RL116, RL118.
+create or replace function routeledger._read_unique(
+  p_table regclass,
+  p_columns text[],
+  p_where text,
+  p_nulls_equal boolean
+)
+returns jsonb
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_bad text;
+  v_parts text[];
+  v_read jsonb;
+  v_next jsonb;
+  v_rounds jsonb;
+begin
+  select c into v_bad
+  from unnest(p_columns) c
+  where routeledger._column_named(p_table, c) is null and not routeledger._is_one_expression(c)
+  limit 1;
+  if v_bad is not null then
+    perform routeledger._raise('RL118', jsonb_build_object('table', routeledger._qualified(p_table), 'column', v_bad, 'reason', 'it is neither a column nor one expression'));
+  elsif p_where is not null and not routeledger._is_one_expression(p_where) then
+    perform routeledger._raise('RL116', jsonb_build_object('table', routeledger._qualified(p_table), 'predicate', p_where, 'reason', 'it is not one expression'));
+  end if;
+  v_parts := array(
+    select coalesce(quote_ident(routeledger._column_named(p_table, c)), '(' || c || e'\n)') from unnest(p_columns) with ordinality u (c, n) order by n);
+  v_read := routeledger._probe_unique(p_table, v_parts, p_where, p_nulls_equal, false);
+  if v_read <> routeledger._probe_unique(p_table, v_parts, p_where, p_nulls_equal, true) then
+    perform routeledger._raise('RL116', jsonb_build_object('table', routeledger._qualified(p_table), 'columns', p_columns, 'predicate', p_where,
+      'reason', 'a date, time or interval in it means something else in another session: write it as ISO 8601, and with its zone'));
+  end if;
+  v_rounds := jsonb_build_array(v_read);
+  for v_round in 1 .. 5 loop
+    v_next := routeledger._probe_unique(
+      p_table, array(select k from jsonb_array_elements_text(v_read -> 'key') with ordinality e (k, n) order by n), v_read ->> 'where', p_nulls_equal, false);
+    exit when v_next = v_read;
+    v_read := v_next;
+    v_rounds := v_rounds || jsonb_build_array(v_read);
+  end loop;
+  select k into v_bad from jsonb_array_elements_text(v_read -> 'key') k group by k having count(*) > 1 limit 1;
+  if v_bad is not null then
+    perform routeledger._raise('RL118', jsonb_build_object('table', routeledger._qualified(p_table), 'column', v_bad, 'reason', 'it is named twice'));
+  end if;
+  return v_read || jsonb_build_object('rounds', v_rounds);
+end
+$$;
+
+-- Returns the indexes of a table, and of each whether it is the unique index that was read (`same`): the same parts
+-- compared in the same way, the same predicate, the same NULLS mode (which makes no difference where no part can be
+-- NULL). How it is sorted and what it includes besides makes no difference either. `serves`: and it is valid and
+-- immediate; `plain`: it can be made a constraint.
+-- Locks: none. Errors: none.
+create or replace function routeledger._unique_indexes(
+  p_table regclass,
+  p_read jsonb,
+  p_nulls_equal boolean
+)
+returns table (
+  index regclass,
+  schema text,
+  name text,
+  definition text,
+  constraint_name text,
+  constraint_type text,
+  same boolean,
+  valid boolean,
+  serves boolean,
+  plain boolean
+)
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+set quote_all_identifiers = off
+set timezone = 'UTC'
+set datestyle = 'ISO, YMD'
+set intervalstyle = 'postgres'
+as $$
+#variable_conflict use_column
+begin
+  perform set_config('search_path', 'pg_catalog, pg_temp', true);  -- what is printed names the rest in full
+  return query
+  select
+    i.indexrelid::regclass,
+    s.nspname::text,
+    c.relname::text,
+    pg_get_indexdef(i.indexrelid),
+    k.conname::text,
+    k.contype::text,
+    m.same,
+    i.indisvalid and i.indisready and i.indislive,
+    m.same and i.indisvalid and i.indisready and i.indislive and i.indimmediate,
+    i.indpred is null and i.indexprs is null and not exists (select from unnest(i.indoption::smallint[]) o where o <> 0)
+  from pg_index i
+  join pg_class c on c.oid = i.indexrelid
+  join pg_namespace s on s.oid = c.relnamespace
+  left join pg_constraint k on k.conindid = i.indexrelid and k.conrelid = i.indrelid and k.contype in ('u', 'p', 'x')
+  cross join lateral (
+    select i.indisunique and i.indnkeyatts = jsonb_array_length(p_read -> 'key')
+      and coalesce(pg_get_expr(i.indpred, i.indrelid), '') in (select coalesce(r ->> 'where', '') from jsonb_array_elements(p_read -> 'rounds') r)
+      and (i.indnullsnotdistinct = p_nulls_equal or not exists (select from routeledger._index_parts(i.indexrelid) p where p.nullable))
+      and not exists (
+        select from routeledger._index_parts(i.indexrelid) p
+        where p.own_equality or not exists (select from jsonb_array_elements(p_read -> 'rounds') r where r -> 'key' ->> (p.n - 1) = p.target_sql)) as same
+  ) m
+  where i.indrelid = p_table;
+end
+$$;
+
+-- Returns the foreign keys that point to a table, or to what it is a part of or consists of: each with the table
+-- that holds it, how that is written in FROM, whether it is the same table, and the pairs of columns.
+-- Locks: none. Errors: none.
+create or replace function routeledger._referencing(
+  p_table regclass
+)
+returns table (
+  name text,
+  child regclass,
+  child_sql text,
+  itself boolean,
+  columns text[],
+  referenced text[],
+  operators text[],
+  on_delete text
+)
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_family oid[] := array(select t.relation::oid from routeledger._tree(p_table) t)
+    || array(select a.relid::oid from pg_partition_ancestors(p_table) a);
+begin
+  return query
+  select
+    f.conname::text,
+    f.conrelid::regclass,
+    case when c.relkind = 'p' then '' else 'only ' end || routeledger._qualified(f.conrelid),
+    f.conrelid = any (v_family),
+    k.columns,
+    k.referenced,
+    k.operators,
+    case f.confdeltype when 'a' then 'no action' when 'r' then 'restrict' when 'c' then 'cascade' when 'n' then 'set null' else 'set default' end
+  from pg_constraint f
+  join pg_class c on c.oid = f.conrelid
+  cross join lateral (
+    select
+      array_agg(a.attname::text order by u.n) as columns,
+      array_agg(r.attname::text order by u.n) as referenced,
+      array_agg(format('operator(%I.%s)', s.nspname, o.oprname) order by u.n) as operators
+    from unnest(f.conkey, f.confkey, f.conpfeqop) with ordinality u (k, r, op, n)
+    join pg_attribute a on a.attrelid = f.conrelid and a.attnum = u.k
+    join pg_attribute r on r.attrelid = f.confrelid and r.attnum = u.r
+    join pg_operator o on o.oid = u.op
+    join pg_namespace s on s.oid = o.oprnamespace
+  ) k
+  where f.contype = 'f' and f.conparentid = 0 and f.confrelid = any (v_family)
+  order by routeledger._qualified(f.conrelid), f.conname;
+end
+$$;
+
+-- Returns the triggers and rules of a table, and of its partitions, that a DELETE (or an UPDATE) would fire in this session.
+-- Locks: none. Errors: none.
+create or replace function routeledger._fired_by(
+  p_table regclass,
+  p_update boolean
+)
+returns jsonb
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return coalesce((
+    select jsonb_agg(jsonb_build_object('table', f.relation, 'trigger', f.name, 'on', case when p_update then 'update' else 'delete' end) order by f.relation, f.name)
+    from (
+      select routeledger._qualified(g.tgrelid) as relation, g.tgname::text as name
+      from pg_trigger g
+      where g.tgrelid in (select t.relation from routeledger._tree(p_table) t) and not g.tgisinternal and g.tgparentid = 0
+        and g.tgtype & case when p_update then 16 else 8 end <> 0
+        and g.tgenabled = any (case current_setting('session_replication_role') when 'replica' then '{R,A}' else '{O,A}' end::"char"[])
+      union all
+      select routeledger._qualified(w.ev_class), w.rulename::text
+      from pg_rewrite w
+      where w.ev_class in (select t.relation from routeledger._tree(p_table) t) and w.ev_enabled <> 'D'
+        and w.ev_type = case when p_update then '2' else '4' end
+    ) f), '[]');
+end
+$$;
+
+-- Reads from the catalogue alone what is declared, what is there (`state`: unchanged, missing, different, invalid_index,
+-- unknown), and what to do about it (`step`):
+--   unchanged     a valid index, or constraint, is there as declared, under the name declared or another (`index`)
+--   attach        the index is there, the constraint is not
+--   swap          the index is there, and another still holds the name declared
+--   leftovers     what a build left behind that did not come to its end has to go first
+--   build         it is not there
+--   refused       `reason` and `why` say what is in the way
+-- Locks: none. Errors: RL101, RL102, RL108, RL114, RL116, RL117, RL118.
+create or replace function routeledger._unique_plan(
+  p_table regclass,
+  p_name text,
+  p_columns text[],
+  p_keep text,
+  p_nulls text,
+  p_where text,
+  p_form text
+)
+returns jsonb
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_table record;
+  v_read jsonb;
+  v_plan jsonb;
+  v_terms routeledger.upsert_term[];
+  v_all text[];
+  v_x text := '_rl_';
+  v_n integer := 0;
+  v_key text[];
+  v_new_name text := routeledger._suffixed(p_name, '__new');
+  v_fence_name text := routeledger._suffixed(p_name, '__fence');
+  v_index record;   -- the one that serves
+  v_named record;   -- the one of the name declared
+  v_leaves jsonb;
+  v_leftovers jsonb;
+  v_reason text;
+  v_why jsonb := jsonb '{}';
+begin
+  perform routeledger._check_table(p_table);
+  if coalesce(p_name, '') = '' then
+    perform routeledger._raise_fault('RL101 name');
+  elsif octet_length(p_name) > 63 then
+    perform routeledger._raise_fault('RL108 name 63 bytes');
+  elsif coalesce(cardinality(p_columns), 0) = 0 then
+    perform routeledger._raise_fault('RL101 columns names or expressions');
+  elsif p_nulls is null or p_nulls not in ('distinct', 'not_distinct') then
+    perform routeledger._raise_fault('RL102 nulls distinct, not_distinct');
+  elsif p_form is null or p_form not in ('index', 'constraint') then
+    perform routeledger._raise_fault('RL102 form index, constraint');
+  end if;
+  perform routeledger._check_names(p_columns, 'columns');
+  select c.relname, c.relkind, c.relnamespace, n.nspname, routeledger._qualified(c.oid) as name into v_table
+  from pg_class c
+  join pg_namespace n on n.oid = c.relnamespace
+  where c.oid = p_table;
+  if current_setting('transaction_read_only')::boolean then
+    return jsonb_build_object('table', v_table.name, 'name', p_name, 'state', 'unknown', 'step', 'refused', 'reason', 'read_only', 'why', jsonb '{}', 'leftovers', jsonb '[]');
+  end if;
+
+  -- what is declared
+  v_read := routeledger._read_unique(p_table, p_columns, p_where, p_nulls = 'not_distinct');
+  v_key := array(select k from jsonb_array_elements_text(v_read -> 'key') with ordinality e (k, n) order by n);
+  if p_form = 'constraint' and (v_read ->> 'where' is not null or exists (
+    select from unnest(v_key) k
+    where k not in (
+      select quote_ident(c ->> 'name') || coalesce(' collate ' || (c ->> 'collation'), '') from jsonb_array_elements(routeledger._column_list(p_table)) c)))
+  then
+    perform routeledger._raise('RL118', jsonb_build_object('table', v_table.name, 'columns', p_columns, 'predicate', p_where,
+      'reason', 'a constraint is made of whole columns in their own collation, and has no predicate'),
+      'Leave p_form out: the index is all that ON CONFLICT needs.');
+  end if;
+  v_all := array(
+    select a.attname::text from pg_attribute a where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped order by a.attnum);
+  while exists (select from unnest(v_all) a where starts_with(a, v_x)) loop
+    v_n := v_n + 1;
+    v_x := '_rl' || v_n || '_';
+  end loop;
+  if p_keep is not null then
+    v_terms := routeledger._read_precedence(p_table, v_all, p_keep);
+    if v_terms[1].rule = 'sum' then
+      perform routeledger._raise('RL114', jsonb_build_object('precedence', p_keep, 'reason', 'rows that are collapsed are not added up'));
+    end if;
+  end if;
+  v_plan := jsonb_build_object(
+    'table', v_table.name,
+    'schema', v_table.nspname,
+    'relname', v_table.relname,
+    'partitioned', v_table.relkind = 'p',
+    'name', p_name,
+    'new_name', v_new_name,
+    'fence_name', v_fence_name,
+    'form', p_form,
+    'keep', p_keep,
+    'x', v_x,
+    'key', to_jsonb(v_key),
+    'needs', v_read -> 'needs',
+    'where', v_read ->> 'where',
+    'tail', v_read ->> 'tail',
+    'definition', case p_form
+      when 'constraint' then format('UNIQUE %s(%s)', case p_nulls when 'not_distinct' then 'NULLS NOT DISTINCT ' else '' end,
+        (select string_agg(quote_ident(c), ', ' order by n) from jsonb_array_elements_text(v_read -> 'parts') with ordinality e (c, n)))
+      else format('CREATE UNIQUE INDEX %I ON %s%s%s', p_name, case v_table.relkind when 'p' then 'ONLY ' else '' end, v_table.name, v_read ->> 'tail') end,
+    'columns', routeledger._image_columns(p_table),
+    -- the rows of which the index holds but one of a key
+    'covered', concat_ws(' and ',
+      'true',
+      case p_nulls when 'distinct' then (select string_agg(format('(%s) is distinct from null', k), ' and ' order by n) from unnest(v_key) with ordinality u (k, n)) end,
+      '(' || (v_read ->> 'where') || ')'),
+    'key_columns', (select string_agg(format('%s as %sk%s', k, v_x, n), ', ' order by n) from unnest(v_key) with ordinality u (k, n)),
+    'key_names', (select string_agg(format('s.%sk%s', v_x, n), ', ' order by n) from unnest(v_key) with ordinality u (k, n)),
+    'best_first', concat(
+      (select string_agg(format('%s %s nulls last, ', routeledger._term_sql('s', t), case t.rule when 'first' then 'asc' else 'desc' end), '' order by t.n)
+       from unnest(v_terms) t),
+      routeledger._image_sql('s', v_all), ' using operator(pg_catalog.*>), s.', v_x, 'place'),
+    -- columns whose NULL counts as a value in the key
+    'sentinels', coalesce((
+      select jsonb_agg(distinct jsonb_build_object('column', a.attname, 'value', m.part[2]))
+      from unnest(v_key) k
+      cross join regexp_matches(k, $re$\mCOALESCE\(\(*("(?:[^"]|"")+"|\w+)\)*(?:::[^,]*)?, \(*('(?:[^']|'')*'|-?[\d.]+|true|false)$re$, 'g') m (part)
+      join pg_attribute a on a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and not a.attnotnull and quote_ident(a.attname) = m.part[1]), '[]'));
+
+  -- what is there
+  select u.* into v_index
+  from routeledger._unique_indexes(p_table, v_read, p_nulls = 'not_distinct') u
+  where u.serves and (p_form = 'index' or u.constraint_name is not null or u.plain)
+  -- a constraint before what could be made one, the name declared, ours, and any other
+  order by
+    p_form = 'constraint' and u.constraint_name is null, u.name <> p_name, u.name <> v_new_name,
+    u.constraint_type is distinct from 'p', u.constraint_name is null, u.name
+  limit 1;
+  select u.* into v_named from routeledger._unique_indexes(p_table, v_read, p_nulls = 'not_distinct') u where u.name = p_name;
+  select coalesce(jsonb_agg(jsonb_build_object(
+    'leaf', routeledger._qualified(l.relid),
+    'index_name', case v_table.relkind when 'p' then routeledger._leaf_index_name(p_name, l.relid) else p_name end,
+    'kind', l.relkind,
+    'done', u.index is not null) order by routeledger._qualified(l.relid)), '[]')
+  into v_leaves
+  from (
+    select t.relation as relid, c.relkind
+    from routeledger._tree(p_table) t
+    join pg_class c on c.oid = t.relation
+    where t.relation = p_table and v_table.relkind = 'r' or v_table.relkind = 'p' and c.relkind <> 'p'
+  ) l
+  left join lateral (select u.index from routeledger._unique_indexes(l.relid, v_read, p_nulls = 'not_distinct') u where u.serves limit 1) u on true;
+  -- An index that is being built looks like one that was left behind: to drop it means to wait for the builder.
+  select coalesce(jsonb_agg(jsonb_build_object(
+    'index', format('%I.%I', u.schema, u.name), 'fence', u.name = v_fence_name, 'root', v_table.relkind = 'p' and t.relation = p_table,
+    'builder', (select b.pid from pg_stat_progress_create_index b where b.index_relid = u.index limit 1)) order by u.schema, u.name), '[]')
+  into v_leftovers
+  from routeledger._tree(p_table) t
+  cross join lateral routeledger._unique_indexes(t.relation, v_read, p_nulls = 'not_distinct') u
+  where (not u.valid and t.relation = p_table and u.name in (p_name, v_new_name))
+    or (not u.valid and v_table.relkind = 'p' and t.relation <> p_table and u.name = routeledger._leaf_index_name(p_name, t.relation))
+    or (t.relation = p_table and u.name = v_fence_name and (not u.valid or v_index.index is not null));
+
+  -- what is in the way
+  if v_index.index is null or v_leftovers <> '[]' or (p_form = 'constraint' and v_index.constraint_name is null) or v_index.name = v_new_name then
+    if not routeledger._may_alter(p_table) then
+      v_reason := 'not_owner';
+      v_why := jsonb_build_object('owners', routeledger._owners_of(p_table));
+    elsif p_form = 'constraint' and v_table.relkind = 'p' then
+      v_reason := 'partitioned_constraint';
+      v_why := jsonb_build_object('note', 'an index cannot be made a constraint of a partitioned table; leave p_form out: the index is all that ON CONFLICT needs');
+    elsif exists (
+      select from routeledger._tree(p_table) t
+      join pg_partitioned_table p on p.partrelid = t.relation
+      cross join unnest(p.partattrs::smallint[]) k (attnum)
+      left join pg_attribute a on a.attrelid = t.relation and a.attnum = k.attnum and k.attnum <> 0
+      where a.attname is null or not v_read -> 'parts' ? a.attname::text)
+    then
+      v_reason := 'partition_key';
+      v_why := jsonb_build_object('partition_key', (
+        select jsonb_object_agg(routeledger._qualified(t.relation), pg_get_partkeydef(t.relation))
+        from routeledger._tree(p_table) t join pg_partitioned_table p on p.partrelid = t.relation));
+    elsif exists (select from jsonb_array_elements(v_leaves) l where l ->> 'kind' <> 'r') then
+      v_reason := 'foreign_partition';
+      v_why := jsonb_build_object('partition', (select l ->> 'leaf' from jsonb_array_elements(v_leaves) l where l ->> 'kind' <> 'r' limit 1));
+    elsif p_form = 'constraint' and exists (
+      select from pg_constraint k where k.conrelid = p_table and k.conname = p_name and (k.contype not in ('u', 'x') or k.conindid is distinct from v_named.index))
+    then
+      v_reason := 'name_taken';
+      v_why := (
+        select jsonb_build_object('name', p_name, 'kind', 'constraint', 'definition', pg_get_constraintdef(k.oid))
+        from pg_constraint k where k.conrelid = p_table and k.conname = p_name);
+    else
+      select 'name_taken', jsonb_build_object('name', c.relname, 'kind', case c.relkind when 'i' then 'index of another table' when 'I' then 'index of another table' else 'relation' end)
+      into v_reason, v_why
+      from pg_class c
+      left join pg_index i on i.indexrelid = c.oid
+      where c.relnamespace = v_table.relnamespace and c.relname in (p_name, v_new_name) and i.indrelid is distinct from p_table
+      order by c.relname
+      limit 1;
+      v_why := coalesce(v_why, '{}');
+      if v_reason is null and v_named.index is not null and v_named.valid and v_named.index is distinct from v_index.index then
+        -- it would have to go
+        select case
+            when v_named.constraint_type = 'p' then 'name_taken'
+            when h.inhparent is not null then 'inherited'
+            when i.indisreplident then 'replica_identity'
+            when exists (select from pg_constraint f where f.contype = 'f' and f.conindid = i.indexrelid) then 'referenced'
+          end,
+          jsonb_strip_nulls(jsonb_build_object('name', p_name, 'definition', v_named.definition,
+            'root', case when h.inhparent is not null then h.inhparent::regclass::text end,
+            'foreign_keys', (
+              select jsonb_agg(jsonb_build_object('table', routeledger._qualified(f.conrelid), 'constraint', f.conname) order by f.conrelid::regclass::text, f.conname)
+              from pg_constraint f where f.contype = 'f' and f.conindid = i.indexrelid and f.conparentid = 0)))
+        into v_reason, v_why
+        from pg_index i
+        left join pg_inherits h on h.inhrelid = i.indexrelid
+        where i.indexrelid = v_named.index;
+      end if;
+    end if;
+  end if;
+
+  return v_plan || jsonb_build_object(
+    'index', case when v_index.index is not null then jsonb_build_object(
+      'oid', v_index.index::oid::bigint, 'name', v_index.name, 'sql', format('%I.%I', v_index.schema, v_index.name), 'definition', v_index.definition, 'constraint', v_index.constraint_name) end,
+    'named', case when v_named.index is not null then jsonb_build_object(
+      'oid', v_named.index::oid::bigint, 'sql', format('%I.%I', v_named.schema, v_named.name), 'definition', v_named.definition, 'constraint', v_named.constraint_name, 'valid', v_named.valid) end,
+    'found', coalesce(
+      case when v_index.name = v_new_name then v_named.definition end,
+      case when v_index.index is not null then case when p_form = 'constraint' and v_index.constraint_name is not null then (
+        select pg_get_constraintdef(k.oid) from pg_constraint k where k.conindid = v_index.index and k.conrelid = p_table and k.contype in ('u', 'p')) else v_index.definition end end,
+      v_named.definition),
+    'leaves', v_leaves,
+    'leftovers', v_leftovers,
+    'reason', v_reason,
+    'why', coalesce(v_why, '{}'),
+    'state', case
+      when v_index.index is not null and v_index.name <> v_new_name and (p_form = 'index' or v_index.constraint_name is not null) then 'unchanged'
+      when v_index.index is not null or v_named.valid then 'different'
+      when v_leftovers <> '[]' then 'invalid_index'
+      else 'missing'
+    end,
+    'step', case
+      when v_reason is not null then 'refused'
+      when v_leftovers <> '[]' then 'leftovers'
+      when v_index.index is null then 'build'
+      when v_index.name = v_new_name then 'swap'
+      when p_form = 'constraint' and v_index.constraint_name is null then
+        case when v_named.index is distinct from v_index.index and v_named.index is not null then 'swap' else 'attach' end
+      else 'unchanged'
+    end);
+end
+$$;
+
+-- Finds the rows of a leaf of which the unique index could hold but one of each key: their places, and the number of
+-- the key of each, in the order of the key; at most p_limit of them. `mixed` counts the keys in which a NULL and
+-- the value that stands for it meet.
+-- Locks: none (access share). Errors: what the expressions of the key raise.
+create or replace function routeledger._find_duplicates(
+  p_plan jsonb,
+  p_leaf regclass,
+  p_limit bigint,
+  out places tid[],
+  out key_nos bigint[],
+  out keys bigint,
+  out largest bigint,
+  out mixed bigint
+)
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_mixed text;
+  v_work_mem text := current_setting('work_mem');
+begin
+  perform set_config('work_mem', greatest(pg_size_bytes(current_setting('work_mem')), pg_size_bytes(current_setting('maintenance_work_mem'))) / 1024 || 'kB', true);
+  select string_agg(format('(%s.%I is not distinct from null)', quote_ident(p_plan ->> 'relname'), e ->> 'column'), ', ')
+  into v_mixed
+  from jsonb_array_elements(p_plan -> 'sentinels') e;
+  execute routeledger._fill(
+    $q$
+      select array_agg(d.place order by d.key_no, d.place), array_agg(d.key_no order by d.key_no, d.place),
+        count(distinct d.key_no), coalesce(max(d.n), 0), count(distinct d.key_no) filter (where d.mixed)
+      from (
+        select s.{x}place as place, dense_rank() over (order by {key_names}) as key_no, count(*) over (partition by {key_names}) as n,
+          min(s.{x}null) over (partition by {key_names}) operator(pg_catalog.<>) max(s.{x}null) over (partition by {key_names}) as mixed
+        from (select {rel}.ctid as {x}place, {null} as {x}null, {key_columns} from only {leaf} {rel} where {covered}) s
+      ) d
+      where d.n operator(pg_catalog.>) 1
+    $q$,
+    p_plan || jsonb_build_object(
+      'rel', quote_ident(p_plan ->> 'relname'),
+      'leaf', routeledger._qualified(p_leaf),
+      'null', coalesce('pg_catalog.array_to_string(array[' || v_mixed || '], '''')', 'null::text')))
+  into places, key_nos, keys, largest, mixed;
+  perform set_config('work_mem', v_work_mem, true);
+  if cardinality(places) > p_limit then
+    places := places[:p_limit];
+    key_nos := key_nos[:p_limit];
+  end if;
+end
+$$;
+
+-- Of rows of a leaf, by their places, says which go and which stays for each of them, by the declared precedence.
+-- Rows that are gone, or no longer where they were, are left out. With p_lock each is locked first, in the order of
+-- the key, so that nobody changes it or comes to point to it any more.
+-- Locks: with p_lock the rows (for update). Errors: what the expressions of the key raise.
+create or replace function routeledger._rank_duplicates(
+  p_plan jsonb,
+  p_leaf regclass,
+  p_places tid[],
+  p_lock boolean,
+  out gone tid[],
+  out kept tid[]
+)
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  execute routeledger._fill(
+    $q$
+      select coalesce(array_agg(r.place order by r.kept, r.place), array[]::tid[]), coalesce(array_agg(r.kept order by r.kept, r.place), array[]::tid[])
+      from (
+        select s.{x}place as place, first_value(s.{x}place) over w as kept, row_number() over w as n
+        from (select {rel}.*, {rel}.ctid as {x}place, {key_columns} from only {leaf} {rel} where {rel}.ctid operator(pg_catalog.=) any ($1) and {covered}{lock}) s
+        window w as (partition by {key_names} order by {best_first})
+      ) r
+      where r.n operator(pg_catalog.>) 1
+    $q$,
+    p_plan || jsonb_build_object(
+      'rel', quote_ident(p_plan ->> 'relname'),
+      'leaf', routeledger._qualified(p_leaf),
+      'lock', case when p_lock then ' order by ' || (select string_agg(k, ', ' order by n) from jsonb_array_elements_text(p_plan -> 'key') with ordinality e (k, n)) || ' for update' end))
+  into gone, kept using p_places;
+end
+$$;
+
+-- Counts, for each foreign key, the rows that point to rows of a leaf and do not go themselves.
+-- Locks: none (access share). Errors: 42501 for a table that the caller may not read.
+create or replace function routeledger._count_references(
+  p_table regclass,
+  p_leaf regclass,
+  p_gone tid[]
+)
+returns jsonb
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_key record;
+  v_rows bigint;
+  v_counts jsonb := jsonb '[]';
+begin
+  for v_key in select r.* from routeledger._referencing(p_table) r loop
+    execute format(
+      'select count(*) from %s c join only %s r on %s where r.ctid operator(pg_catalog.=) any ($1)%s',
+      v_key.child_sql,
+      routeledger._qualified(p_leaf),
+      (select string_agg(format('r.%I %s c.%I', u.referenced, u.operator, u.name), ' and ' order by u.n)
+       from unnest(v_key.columns, v_key.referenced, v_key.operators) with ordinality u (name, referenced, operator, n)),
+      case when v_key.itself then format(' and not (c.tableoid operator(pg_catalog.=) %s::pg_catalog.oid and c.ctid operator(pg_catalog.=) any ($1))', p_leaf::oid) end)
+    into v_rows using p_gone;
+    v_counts := v_counts || jsonb_build_array(jsonb_build_object(
+      'constraint', v_key.name, 'table', routeledger._qualified(v_key.child), 'rows', v_rows, 'on_delete', v_key.on_delete, 'itself', v_key.itself));
+  end loop;
+  return v_counts;
+end
+$$;
+
+-- Makes every row that points to a row that goes point to the one that stays for it, and keeps it as it was and
+-- as it is. Returns how many rows that were.
+-- Locks: the rows (for update), table by table in the order of their names. Errors: RL309 (triggers), RL313, and what the tables raise.
+create or replace function routeledger._repoint(
+  p_plan jsonb,
+  p_table regclass,
+  p_leaf regclass,
+  p_gone tid[],
+  p_kept tid[],
+  p_triggers text,
+  p_repair_id bigint
+)
+returns bigint
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_child record;
+  v_key record;
+  v_leaf text := routeledger._qualified(p_leaf);
+  v_path text := routeledger._path_of(p_table);
+  v_image record;
+  v_into text;
+  v_first bigint;
+  v_leaves oid[];
+  v_places tid[];
+  v_more_leaves oid[];
+  v_more_places tid[];
+  v_joins text;
+  v_sets text;
+  v_values text;
+  v_done bigint;
+  v_all bigint := 0;
+begin
+  for v_child in
+    select r.child, min(r.child_sql) as child_sql, bool_or(r.itself) as itself, jsonb_agg(to_jsonb(r) - 'child' order by r.name) as keys
+    from routeledger._referencing(p_table) r
+    group by r.child
+    order by min(r.child_sql)
+  loop
+    v_leaves := '{}';
+    v_places := '{}';
+    v_joins := '';
+    for v_key in
+      select
+        e.n,
+        array(select format('r.%I %s c.%I', u.referenced, u.operator, u.name)
+          from unnest(k.referenced, k.operators, k.columns) with ordinality u (referenced, operator, name, n) order by u.n) as pairs,
+        array(select format('m%s.a%s %s c.%I', e.n, u.n, u.operator, u.name)
+          from unnest(k.operators, k.columns) with ordinality u (operator, name, n) order by u.n) as mapped,
+        (select string_agg(format('r.%I as a%s, s.%I as b%s', c, n, c, n), ', ' order by n) from unnest(k.referenced) with ordinality u (c, n)) as taken
+      from jsonb_array_elements(v_child.keys) with ordinality e (value, n)
+      cross join lateral jsonb_to_record(e.value) k (columns text[], referenced text[], operators text[])
+      order by e.n
+    loop
+      execute format(
+        'select coalesce(array_agg(x.leaf), ''{}''), coalesce(array_agg(x.place), ''{}'') from (
+          select c.tableoid as leaf, c.ctid as place from %s c join only %s r on %s where r.ctid operator(pg_catalog.=) any ($1)%s
+          order by c.tableoid, c.ctid for update of c) x',
+        v_child.child_sql, v_leaf, array_to_string(v_key.pairs, ' and '),
+        case when v_child.itself then format(' and not (c.tableoid operator(pg_catalog.=) %s::pg_catalog.oid and c.ctid operator(pg_catalog.=) any ($1))', p_leaf::oid) end)
+      into v_more_leaves, v_more_places using p_gone;
+      v_leaves := v_leaves || v_more_leaves;
+      v_places := v_places || v_more_places;
+      v_joins := v_joins || format(
+        ' left join (select true as hit, %s from unnest($4, $5) g (gone, kept) join only %s r on r.ctid operator(pg_catalog.=) g.gone join only %s s on s.ctid operator(pg_catalog.=) g.kept) m%s on %s',
+        v_key.taken, v_leaf, v_leaf, v_key.n, array_to_string(v_key.mapped, ' and '));
+    end loop;
+    continue when v_places = '{}';
+    if p_triggers = 'refuse' and routeledger._fired_by(v_child.child, true) <> '[]' then
+      perform routeledger._raise('RL309', jsonb_build_object('table', p_plan -> 'table', 'reason', 'triggers', 'triggers', routeledger._fired_by(v_child.child, true)),
+        'Pass p_triggers => ''fire'' when they may run for the rows that change.');
+    end if;
+    -- a row that points twice is changed once
+    select array_agg(x.leaf order by x.leaf, x.place), array_agg(x.place order by x.leaf, x.place) into v_leaves, v_places
+    from (select distinct leaf, place from unnest(v_leaves, v_places) u (leaf, place)) x;
+    select
+      string_agg(format('%I = x.v%s', c.name, c.n), ', ' order by c.n),
+      string_agg(format('case %s else c.%I end as v%s', c.cases, c.name, c.n), ', ' order by c.n)
+    into v_sets, v_values
+    from (
+      select u.name, row_number() over (order by u.name) as n, string_agg(format('when m%s.hit then m%s.b%s', e.n, e.n, u.n), ' ' order by e.n) as cases
+      from jsonb_array_elements(v_child.keys) with ordinality e (value, n)
+      cross join lateral jsonb_array_elements_text(e.value -> 'columns') with ordinality u (name, n)
+      group by u.name
+    ) c;
+
+    select i.image, i.prefix into v_image from routeledger._image_of(p_repair_id, v_child.child) i;
+    v_into := routeledger._qualified(v_image.image);
+    execute format('select coalesce(max(i.%I), 0) from %s i', v_image.prefix || 'no', v_into) into v_first;
+    execute format(
+      'insert into %s select %s, $3 operator(pg_catalog.+) h.n, ''before''
+       from rows from (unnest($1::oid[]), unnest($2::tid[])) with ordinality h (leaf, place, n) join %s c on c.ctid operator(pg_catalog.=) h.place and c.tableoid operator(pg_catalog.=) h.leaf',
+      v_into, routeledger._image_columns(v_child.child, 'c'), v_child.child_sql)
+    using v_leaves, v_places, v_first;
+    perform set_config('search_path', v_path, true);  -- for the triggers
+    execute format(
+      'with done as (
+         update %1$s t set %2$s from (
+           select h.leaf, h.place, h.n, %3$s
+           from rows from (pg_catalog.unnest($1::pg_catalog.oid[]), pg_catalog.unnest($2::pg_catalog.tid[])) with ordinality h (leaf, place, n)
+           join %1$s c on c.ctid operator(pg_catalog.=) h.place and c.tableoid operator(pg_catalog.=) h.leaf%4$s) x
+         where t.ctid operator(pg_catalog.=) x.place and t.tableoid operator(pg_catalog.=) x.leaf
+         returning x.n as %5$s, %6$s)
+       insert into %7$s select %8$s, $3 operator(pg_catalog.+) d.%5$s, ''after'' from done d',
+      v_child.child_sql, v_sets, v_values, v_joins, quote_ident(v_image.prefix || 'n'),
+      routeledger._image_columns(v_child.child, 't'), v_into, routeledger._image_columns(v_child.child, 'd'))
+    using v_leaves, v_places, v_first, p_gone, p_kept;
+    get diagnostics v_done = row_count;
+    perform set_config('search_path', 'pg_catalog, routeledger, pg_temp', true);
+    if v_done <> cardinality(v_places) then
+      perform routeledger._raise('RL313', jsonb_build_object(
+        'repair_id', p_repair_id, 'table', routeledger._qualified(v_child.child), 'to_change', cardinality(v_places), 'changed', v_done));
+    end if;
+    v_all := v_all + v_done;
+  end loop;
+  return v_all;
+end
+$$;
+
+-- Collapses rows of a leaf, by their places, each key to the row that wins: keeps the images of all of them, lets what
+-- points to a loser point to the winner, deletes the losers, and proves it: as many are gone as had to go, each
+-- exactly as its image has it, and each with one winner of its key that is there. p_whole: no other row of the table
+-- goes in this repair. Returns what was removed and changed, and the places of the winners.
+-- Locks: the rows (for update) in the order of the key, then those that point to them.
+-- Errors: RL309 (children, self_reference, triggers), RL313, and what the tables raise.
+create or replace function routeledger._collapse_rows(
+  p_plan jsonb,
+  p_table regclass,
+  p_leaf regclass,
+  p_places tid[],
+  p_children text,
+  p_triggers text,
+  p_repair_id bigint,
+  p_whole boolean,
+  out removed bigint,
+  out changed bigint,
+  out winners tid[]
+)
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_ranked record;
+  v_counts jsonb;
+  v_image record;
+  v_parts jsonb;
+  v_first bigint;
+  v_deleted bigint;
+  v_exact bigint;
+  v_moved bigint;
+  v_wrong bigint;
+  v_there bigint;
+begin
+  removed := 0;
+  changed := 0;
+  v_ranked := routeledger._rank_duplicates(p_plan, p_leaf, p_places, true);
+  winners := array(select distinct k from unnest(v_ranked.kept) k);
+  if v_ranked.gone = '{}' then
+    return;
+  end if;
+  if p_triggers = 'refuse' and routeledger._fired_by(p_table, false) <> '[]' then
+    perform routeledger._raise('RL309', jsonb_build_object('table', p_plan -> 'table', 'reason', 'triggers', 'triggers', routeledger._fired_by(p_table, false)),
+      'Pass p_triggers => ''fire'' when they may run for the rows that go.');
+  end if;
+  v_counts := jsonb_path_query_array(routeledger._count_references(p_table, p_leaf, v_ranked.gone), '$[*] ? (@.rows > 0)');
+  if v_counts <> '[]' and p_children = 'refuse' then
+    perform routeledger._raise('RL309', jsonb_build_object('table', p_plan -> 'table', 'reason', 'children', 'children', v_counts),
+      'Pass p_children => ''repoint'', so that they point to the row that stays, or mend them first.');
+  elsif jsonb_path_exists(v_counts, '$[*] ? (@.itself == true)') and (not p_whole or exists (
+    select from routeledger._referencing(p_table) r where r.itself and r.columns && array(select jsonb_array_elements_text(p_plan -> 'needs'))))
+  then
+    perform routeledger._raise('RL309', jsonb_build_object('table', p_plan -> 'table', 'reason', 'self_reference', 'children', v_counts),
+      case when p_whole then 'Mend the rows that point to duplicates first: their own keys would change.'
+        else 'Call ensure_unique(), which collapses all rows at once: rows of the table point to others that go.' end);
+  end if;
+
+  select i.image, i.prefix into v_image from routeledger._image_of(p_repair_id, p_table) i;
+  v_parts := p_plan || jsonb_build_object(
+    'image', routeledger._qualified(v_image.image),
+    'leaf', routeledger._qualified(p_leaf),
+    'rel', quote_ident(p_plan ->> 'relname'),
+    'no', quote_ident(v_image.prefix || 'no'),
+    'what', quote_ident(v_image.prefix || 'what'),
+    't_columns', routeledger._image_columns(p_table, 't'),
+    'g_columns', routeledger._image_columns(p_table, 'g'),
+    'i_columns', routeledger._image_columns(p_table, 'i'),
+    -- a statement trigger is one of the table that is named
+    'from', case when p_table <> p_leaf and exists (
+        select from pg_trigger g where g.tgrelid = p_table and not g.tgisinternal and g.tgtype & 9 = 8 and g.tgenabled <> 'D')
+      then format('%s t where t.tableoid operator(pg_catalog.=) %s::pg_catalog.oid and', p_plan ->> 'table', p_leaf::oid)
+      else format('only %s t where', routeledger._qualified(p_leaf)) end);
+  execute routeledger._fill('select coalesce(max({no}), 0) from {image}', v_parts) into v_first;
+  execute routeledger._fill(
+    $q$
+      insert into {image} select {t_columns}, $2 operator(pg_catalog.+) g.n, 'removed'
+      from unnest($1::tid[]) with ordinality g (place, n) join only {leaf} t on t.ctid operator(pg_catalog.=) g.place
+    $q$, v_parts)
+  using v_ranked.gone, v_first;
+  if v_counts <> '[]' then
+    changed := routeledger._repoint(p_plan, p_table, p_leaf, v_ranked.gone, v_ranked.kept, p_triggers, p_repair_id);
+  end if;
+  -- a winner that was repointed itself has moved, and has its images already
+  execute routeledger._fill(
+    $q$
+      insert into {image} select {t_columns}, $2 operator(pg_catalog.+) g.n, 'kept'
+      from (select k as place, min(n) as n from unnest($1::tid[]) with ordinality u (k, n) group by k) g
+      join only {leaf} t on t.ctid operator(pg_catalog.=) g.place
+    $q$, v_parts)
+  using v_ranked.kept, v_first;
+  get diagnostics v_moved = row_count;
+  v_moved := cardinality(winners) - v_moved;
+
+  perform set_config('search_path', routeledger._path_of(p_table), true);  -- for the triggers
+  execute routeledger._fill(
+    $q$
+      with gone as (delete from {from} t.ctid operator(pg_catalog.=) any ($1) returning t.ctid as {x}place, {t_columns})
+      select pg_catalog.count(*), pg_catalog.count(*) filter (where row({g_columns})::pg_catalog.record operator(pg_catalog.*=) row({i_columns})::pg_catalog.record)
+      from gone g
+      join pg_catalog.unnest($1::pg_catalog.tid[]) with ordinality u (place, n) on u.place operator(pg_catalog.=) g.{x}place
+      join {image} i on i.{no} operator(pg_catalog.=) ($2 operator(pg_catalog.+) u.n) and i.{what} operator(pg_catalog.=) 'removed'
+    $q$, v_parts)
+  into v_deleted, v_exact using v_ranked.gone, v_first;
+  perform set_config('search_path', 'pg_catalog, routeledger, pg_temp', true);
+  removed := cardinality(v_ranked.gone);
+
+  execute routeledger._fill('select count(*) from only {leaf} t where t.ctid operator(pg_catalog.=) any ($1)', v_parts) into v_there using winners;
+  execute routeledger._fill(
+    $q$
+      select count(*)
+      from (
+        select
+          count(*) filter (where s.{what} operator(pg_catalog.=) 'removed') as gone,
+          count(*) filter (where s.{what} operator(pg_catalog.=) 'kept') as kept,
+          count(*) filter (where s.{what} operator(pg_catalog.=) 'before') as moved
+        from (
+          select {rel}.{what}, {key_columns}
+          from {image} {rel}
+          where {covered} and {rel}.{no} operator(pg_catalog.>) $1 and {rel}.{what} operator(pg_catalog.<>) 'after'
+        ) s
+        group by {key_names}
+      ) k
+      where k.gone operator(pg_catalog.>) 0 and k.kept operator(pg_catalog.<>) 1
+        and (k.kept operator(pg_catalog.>) 0 or k.moved operator(pg_catalog.=) 0)
+    $q$, v_parts)
+  into v_wrong using v_first;
+  if v_deleted <> removed or v_exact <> removed or v_there + v_moved <> cardinality(winners) or v_moved > changed or v_wrong > 0 then
+    perform routeledger._raise('RL313', jsonb_build_object(
+      'repair_id', p_repair_id, 'table', p_plan -> 'table', 'to_remove', removed, 'removed', v_deleted, 'as_imaged', v_exact,
+      'winners', cardinality(winners), 'winners_there', v_there + v_moved, 'keys_without_one_winner', v_wrong));
+  end if;
+end
+$$;
+
+-- Looks, without a lock, at what it would take to make the key unique: rows, keys with duplicates, rows to remove,
+-- what points to them, which triggers would fire. Leaves that have their index already are not looked at.
+-- Locks: none (access share). Errors: what the expressions of the key raise, 42501.
+create or replace function routeledger._survey_unique(
+  p_plan jsonb,
+  p_table regclass
+)
+returns jsonb
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_leaf regclass;
+  v_found record;
+  v_gone tid[];
+  v_rows bigint := 0;
+  v_count bigint;
+  v_keys bigint := 0;
+  v_duplicates bigint := 0;
+  v_largest bigint := 0;
+  v_mixed bigint := 0;
+  v_samples jsonb := jsonb '[]';
+  v_some jsonb;
+  v_children jsonb := jsonb '[]';
+begin
+  for v_leaf in select (l ->> 'leaf')::regclass from jsonb_array_elements(p_plan -> 'leaves') l where not (l ->> 'done')::boolean loop
+    execute format('select count(*) from only %s', routeledger._qualified(v_leaf)) into v_count;
+    v_rows := v_rows + v_count;
+    v_found := routeledger._find_duplicates(p_plan, v_leaf, null);
+    v_mixed := v_mixed + v_found.mixed;
+    continue when v_found.keys = 0;
+    v_keys := v_keys + v_found.keys;
+    v_largest := greatest(v_largest, v_found.largest);
+    v_duplicates := v_duplicates + cardinality(v_found.places) - v_found.keys;
+    if jsonb_array_length(v_samples) < 5 then
+      execute routeledger._fill(
+        'select jsonb_agg(jsonb_build_object(''key'', k.key, ''rows'', k.n) order by k.key_no) from (
+           select u.key_no, min(jsonb_build_array({texts})::text)::jsonb as key, count(*) as n
+           from (select {rel}.ctid as {x}place, {key_columns} from only {leaf} {rel} where {rel}.ctid operator(pg_catalog.=) any ($1)) s
+           join unnest($1, $2) u (place, key_no) on u.place operator(pg_catalog.=) s.{x}place
+           group by u.key_no) k',
+        p_plan || jsonb_build_object(
+          'rel', quote_ident(p_plan ->> 'relname'), 'leaf', routeledger._qualified(v_leaf),
+          'texts', (select string_agg(format('s.%sk%s::text', p_plan ->> 'x', n), ', ' order by n) from generate_series(1, jsonb_array_length(p_plan -> 'key')) n)))
+      into v_some
+      using v_found.places[:array_position(v_found.key_nos, v_found.key_nos[1]) - 1 + (select count(*)::integer from unnest(v_found.key_nos) k where k <= (
+          select max(f.k) from (select distinct k from unnest(v_found.key_nos[:50000]) k order by k limit 5) f))],
+        v_found.key_nos;
+      v_samples := v_samples || coalesce(v_some, '[]');
+    end if;
+    if exists (select from routeledger._referencing(p_table)) then
+      v_gone := (routeledger._rank_duplicates(p_plan, v_leaf, v_found.places, false)).gone;
+      v_children := v_children || routeledger._count_references(p_table, v_leaf, v_gone);
+    end if;
+  end loop;
+  select coalesce(jsonb_agg(c.one || jsonb_build_object('rows', c.rows) order by c.one ->> 'table', c.one ->> 'constraint'), '[]') into v_children
+  from (
+    select c - 'rows' as one, sum((c ->> 'rows')::bigint) as rows from jsonb_array_elements(v_children) c group by 1
+  ) c;
+  return jsonb_build_object(
+    'rows', v_rows, 'groups', v_keys, 'duplicates', v_duplicates, 'largest_group', v_largest, 'sentinel_collisions', v_mixed,
+    'samples', (select coalesce(jsonb_agg(s order by n), '[]') from jsonb_array_elements(v_samples) with ordinality e (s, n) where n <= 5),
+    'children', v_children,
+    'triggers', case when v_duplicates > 0 then routeledger._fired_by(p_table, false) else '[]' end || coalesce((
+      select jsonb_agg(f.fired)
+      from (select distinct c ->> 'table' as child from jsonb_array_elements(v_children) c where (c ->> 'rows')::bigint > 0) c
+      cross join lateral jsonb_array_elements(routeledger._fired_by(c.child::regclass, true)) f (fired)), '[]'),
+    'table_bytes', (select sum(pg_total_relation_size(t.relation)) from routeledger._tree(p_table) t));
+end
+$$;
+
+-- Returns why the rows that a survey found cannot be collapsed as asked, or null.
+-- Locks: none. Errors: none.
+create or replace function routeledger._unique_refusal(
+  p_survey jsonb,
+  p_keep text,
+  p_children text,
+  p_triggers text
+)
+returns text
+language sql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select case
+    when (p_survey ->> 'sentinel_collisions')::bigint > 0 then 'sentinel'
+    when (p_survey ->> 'duplicates')::bigint > 0 and p_keep is null then 'duplicates'
+    when p_children = 'refuse' and jsonb_path_exists(p_survey, '$.children[*] ? (@.rows > 0)') then 'children'
+    when p_triggers = 'refuse' and p_survey -> 'triggers' <> '[]' then 'triggers'
+  end
+$$;
+
+-- Says of which table row-level security would hide rows from the caller: of the table or of one that points to it.
+-- Locks: none. Errors: none.
+create or replace function routeledger._hidden_rows(
+  p_table regclass
+)
+returns text
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return (
+    select min(routeledger._qualified(x.relation))
+    from (
+      select t.relation from routeledger._tree(p_table) t union all select r.child from routeledger._referencing(p_table) r
+    ) x
+    where row_security_active(x.relation));
+end
+$$;
+
+-- Returns what the history keeps of an index, null when there is none.
+-- Locks: none. Errors: none.
+create or replace function routeledger._image_of_index(
+  p_index oid
+)
+returns jsonb
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+set quote_all_identifiers = off
+as $$
+begin
+  perform set_config('search_path', 'pg_catalog, pg_temp', true);  -- what is printed names the rest in full
+  return (
+    select jsonb_strip_nulls(jsonb_build_object(
+      'name', c.relname, 'table', routeledger._qualified(i.indrelid), 'kind', 'u',
+      'definition', pg_get_indexdef(i.indexrelid), 'validated', i.indisvalid,
+      'comment', obj_description(i.indexrelid, 'pg_class'),
+      'constraint', k.conname, 'constraint_definition', pg_get_constraintdef(k.oid), 'constraint_comment', obj_description(k.oid, 'pg_constraint')))
+    from pg_index i
+    join pg_class c on c.oid = i.indexrelid
+    left join pg_constraint k on k.conindid = i.indexrelid and k.conrelid = i.indrelid and k.contype in ('u', 'p', 'x')
+    where i.indexrelid = p_index);
+end
+$$;
+
+-- Notes duplicates that an open repair has found: their places, and the number of the key of each.
+-- Locks: the repair's row. Errors: RL206, 42501.
+create or replace function routeledger._note_duplicates(
+  p_repair_id bigint,
+  p_leaf regclass,
+  p_key_nos bigint[],
+  p_places tid[]
+)
+returns void
+language plpgsql
+volatile
+parallel unsafe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  perform routeledger._own_repair(p_repair_id);
+  insert into routeledger.duplicate_rows (repair_id, leaf, key_no, place)
+  select p_repair_id, p_leaf, u.key_no, u.place from unnest(p_key_nos, p_places) u (key_no, place);
+end
+$$;
+
+-- Takes the next p_limit duplicates of one leaf that an open repair has noted, in the order of the key. `split` is the
+-- number of the key of which more are left.
+-- Locks: the repair's row. Errors: RL206, 42501.
+create or replace function routeledger._take_duplicates(
+  p_repair_id bigint,
+  p_limit integer,
+  out leaf regclass,
+  out places tid[],
+  out split bigint
+)
+language plpgsql
+volatile
+parallel unsafe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_last bigint;
+begin
+  perform routeledger._own_repair(p_repair_id);
+  select d.leaf::regclass into leaf from routeledger.duplicate_rows d where d.repair_id = p_repair_id order by d.leaf limit 1;
+  if leaf is null then
+    return;
+  end if;
+  with taken as (
+    delete from routeledger.duplicate_rows d
+    where d.ctid = any (array(
+      select o.ctid from routeledger.duplicate_rows o where o.repair_id = p_repair_id and o.leaf = leaf::oid order by o.key_no, o.n limit p_limit))
+    returning d.key_no, d.place
+  )
+  select array_agg(t.place order by t.key_no), max(t.key_no) into places, v_last from taken t;
+  select v_last into split
+  where exists (select from routeledger.duplicate_rows d where d.repair_id = p_repair_id and d.leaf = leaf::oid and d.key_no = v_last);
+end
+$$;
+
+-- Returns the caller's open repair that collapses this table for this unique index, null when there is none.
+-- Locks: none. Errors: none.
+create or replace function routeledger._open_collapse(
+  p_table regclass,
+  p_name text
+)
+returns bigint
+language plpgsql
+stable
+parallel safe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return (
+    select max(r.id)
+    from routeledger.repairs r
+    where r.kind = 'collapse' and r.state = 'open' and r.target = routeledger._qualified(p_table) and r.details ->> 'unique' = p_name
+      and coalesce(pg_has_role(routeledger._caller_role(), to_regrole(quote_ident(r.role_name))::oid, 'member'), false));
+end
+$$;
+
+-- Closes a repair of a collapse with what its images hold; before and after are the rows of the table, or null when
+-- others wrote meanwhile. Returns how many rows were removed.
+-- Locks: the repair's row. Errors: RL206, RL313, 42501.
+create or replace function routeledger._close_collapse(
+  p_repair_id bigint,
+  p_before bigint,
+  p_after bigint,
+  p_details jsonb
+)
+returns bigint
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_image record;
+  v_removed bigint := 0;
+  v_changed bigint := 0;
+  v_gone bigint;
+  v_other bigint;
+begin
+  for v_image in
+    select i.image, i.prefix from jsonb_to_recordset((routeledger._read_repair(p_repair_id)).images) i (image regclass, prefix text)
+  loop
+    execute format('select count(*) filter (where i.%1$I = ''removed''), count(*) filter (where i.%1$I = ''before'') from %2$s i',
+      v_image.prefix || 'what', v_image.image)
+    into v_gone, v_other;
+    v_removed := v_removed + v_gone;
+    v_changed := v_changed + v_other;
+  end loop;
+  perform routeledger._close_repair(p_repair_id, p_before, p_after, v_removed, v_changed, 0, p_details);
+  return v_removed;
+end
+$$;
+
+-- Removes, in one transaction, at most p_limit of the rows that stand in the way of a unique key: of each key the row
+-- stays that wins by p_keep, as ensure_unique() has it. Call it again, each call in its own transaction and with
+-- the repair_id it returned, until remaining is false; it can be broken off anywhere and be gone on with.
+-- remaining is false when the whole table was looked at and no duplicate was found. Writers are never kept waiting
+-- but for the rows at hand; what they do meanwhile is seen in the next round. Afterwards nothing yet prevents
+-- new duplicates: that is what the unique index is for.
+-- Locks: the rows of a batch (for update) in the order of the key, then those that point to them.
+-- Errors: RL101, RL102, RL103, RL108, RL114, RL116, RL117, RL118, RL206, RL309 (not_owner, read_only, partition_key, foreign_partition, row_security, sentinel, children, self_reference, triggers), RL313, and what the table raises.
+create or replace function routeledger.collapse_duplicates(
+  p_table regclass,
+  p_columns text[],
+  p_keep text,
+  p_nulls text default 'distinct',
+  p_where text default null,
+  p_children text default 'refuse',
+  p_triggers text default 'refuse',
+  p_reason text default null,
+  p_limit integer default 5000,
+  p_repair_id bigint default null
+)
+returns table (
+  repair_id bigint,
+  groups bigint,
+  removed bigint,
+  remaining boolean
+)
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+set client_min_messages = warning
+set standard_conforming_strings = on
+set transform_null_equals = off
+set array_nulls = on
+set datestyle = 'ISO, YMD'
+set intervalstyle = 'postgres'
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+  c_round constant bigint := 1000000;
+  v_plan jsonb;
+  v_leaf regclass;
+  v_found record;
+  v_taken record;
+  v_done record;
+  v_repair_id bigint := p_repair_id;
+begin
+  if p_keep is null then
+    perform routeledger._raise_fault('RL101 keep');
+  elsif p_children is null or p_children not in ('refuse', 'repoint') then
+    perform routeledger._raise_fault('RL102 children refuse, repoint');
+  elsif p_triggers is null or p_triggers not in ('refuse', 'fire') then
+    perform routeledger._raise_fault('RL102 triggers refuse, fire');
+  elsif p_limit is null or p_limit not between 2 and 1000000 then
+    perform routeledger._raise_fault('RL103 limit 2 to 1000000');
+  end if;
+  v_plan := routeledger._unique_plan(p_table, 'collapse', p_columns, p_keep, p_nulls, p_where, 'index');
+  if v_plan ->> 'reason' in ('not_owner', 'read_only', 'partition_key', 'foreign_partition') then
+    perform routeledger._raise('RL309', jsonb_build_object('table', v_plan -> 'table', 'reason', v_plan -> 'reason') || (v_plan -> 'why'));
+  elsif routeledger._hidden_rows(p_table) is not null then
+    perform routeledger._raise('RL309', jsonb_build_object('table', v_plan -> 'table', 'reason', 'row_security', 'hidden', routeledger._hidden_rows(p_table)));
+  end if;
+
+  if v_repair_id is not null then
+    v_taken := routeledger._take_duplicates(v_repair_id, p_limit);
+  end if;
+  if v_taken.leaf is null then
+    for v_leaf in select (l ->> 'leaf')::regclass from jsonb_array_elements(v_plan -> 'leaves') l where not (l ->> 'done')::boolean loop
+      v_found := routeledger._find_duplicates(v_plan, v_leaf, c_round);
+      if v_found.mixed > 0 then
+        perform routeledger._raise('RL309', jsonb_build_object('table', v_plan -> 'table', 'reason', 'sentinel', 'sentinel_collisions', v_found.mixed, 'sentinels', v_plan -> 'sentinels'));
+      end if;
+      continue when v_found.keys = 0;
+      if v_repair_id is null then
+        v_repair_id := routeledger._open_repair('collapse', p_table, p_reason, jsonb_build_object('key', v_plan -> 'key', 'keep', p_keep));
+      end if;
+      perform routeledger._note_duplicates(v_repair_id, v_leaf, v_found.key_nos, v_found.places);
+    end loop;
+    if v_repair_id is not null then
+      v_taken := routeledger._take_duplicates(v_repair_id, p_limit);
+    end if;
+  end if;
+
+  repair_id := v_repair_id;
+  groups := 0;
+  removed := 0;
+  remaining := v_taken.leaf is not null;
+  if remaining then
+    v_done := routeledger._collapse_rows(v_plan, p_table, v_taken.leaf, v_taken.places, p_children, p_triggers, v_repair_id, false);
+    groups := cardinality(v_done.winners);
+    removed := v_done.removed;
+    if v_taken.split is not null then
+      -- of a key that is not through yet the winner goes on
+      perform routeledger._note_duplicates(v_repair_id, v_taken.leaf, array_fill(v_taken.split, array[groups::integer]), v_done.winners);
+    end if;
+  elsif v_repair_id is not null and not (routeledger._read_repair(v_repair_id)).repair.details ? 'unique' then
+    perform routeledger._close_collapse(v_repair_id, null, null, '{}');
+  end if;
+  return next;
+end
+$$;
+
+-- Returns the command that makes the fence: a unique index of the same key over the rows that are still to come. Null
+-- where there is one already, the table is partitioned or empty, or its primary key does not grow.
+-- Locks: none (access share). Errors: none.
+create or replace function routeledger._fence_sql(
+  p_plan jsonb,
+  p_table regclass
+)
+returns text
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_key record;
+  v_last text;
+begin
+  select a.attname, a.atttypid::regtype as type into v_key
+  from pg_index i
+  join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+  where i.indrelid = p_table and i.indisprimary and i.indisvalid and i.indnkeyatts = 1
+    and a.atttypid in ('integer'::regtype, 'bigint'::regtype, 'timestamptz'::regtype, 'uuid'::regtype);
+  if v_key.attname is null or (p_plan ->> 'partitioned')::boolean
+    or exists (select from pg_class c join pg_index i on i.indexrelid = c.oid where i.indrelid = p_table and c.relname = p_plan ->> 'fence_name')
+  then
+    return null;
+  end if;
+  execute format('select t.%1$I::text from only %2$s t order by t.%1$I desc limit 1', v_key.attname, p_plan ->> 'table') into v_last;
+  if v_last is null or (v_key.type = 'uuid'::regtype and substr(v_last, 15, 1) <> '7') then
+    return null;
+  end if;
+  return format(
+    'create unique index concurrently %I on %s%s%s (%I > %L::%s)',
+    p_plan ->> 'fence_name', p_plan ->> 'table',
+    case when p_plan ->> 'where' is null then p_plan ->> 'tail' else left(p_plan ->> 'tail', -length(format(' WHERE %s', p_plan ->> 'where'))) end,
+    ' where ' || coalesce('(' || (p_plan ->> 'where') || ') and', ''), v_key.attname, v_last, v_key.type);
+end
+$$;
+
+-- Notes the index of that name once more in the last repair that was made for it, after it was renamed or attached, so that undoing the
+-- repair takes away what is there now.
+-- Locks: the repair's row. Errors: 42501.
+create or replace function routeledger._renote_index(
+  p_table regclass,
+  p_name text,
+  p_index regclass
+)
+returns void
+language plpgsql
+volatile
+parallel unsafe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_repair_id bigint := (
+    select max(r.id)
+    from routeledger.repairs r
+    where r.kind = 'collapse' and r.state = 'done' and r.target = routeledger._qualified(p_table) and r.details ->> 'unique' = p_name
+      and r.details ? 'index');
+begin
+  if v_repair_id is not null then
+    perform routeledger._note_index(v_repair_id, p_index);
+  end if;
+end
+$$;
+
+-- Notes in the history what has been done for a unique index, and in the repair that made it possible, which is closed
+-- when it is still open. Returns what to add to the detail of the answer: change_id, repair_id, removed.
+-- Locks: the repair's row. Errors: RL206, RL313, 42501.
+create or replace function routeledger._settle_unique(
+  p_table regclass,
+  p_name text,
+  p_index regclass,
+  p_action text,
+  p_before jsonb,
+  p_label text,
+  p_repair_id bigint,
+  p_rows_before bigint default null,
+  p_rows_after bigint default null
+)
+returns jsonb
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_removed bigint;
+begin
+  if p_repair_id is not null then
+    perform routeledger._note_index(p_repair_id, p_index);
+    v_removed := routeledger._close_collapse(p_repair_id, p_rows_before, p_rows_after, '{}');
+  end if;
+  return jsonb_strip_nulls(jsonb_build_object(
+    'repair_id', p_repair_id,
+    'removed', v_removed,
+    'change_id', routeledger._record_change(
+      routeledger._qualified(p_table), p_name, 'unique', p_action, p_before, routeledger._image_of_index(p_index), p_label, p_repair_id, '[]')));
+end
+$$;
+
+-- Returns the fault of what ensure_unique() and unique_step() are told beside what _unique_plan() looks at, or null.
+-- Locks: none. Errors: none.
+create or replace function routeledger._unique_fault(
+  p_name text,
+  p_label text,
+  p_children text,
+  p_triggers text,
+  p_reason text,
+  p_lock_timeout interval,
+  p_attempts integer
+)
+returns text
+language sql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select coalesce(
+    routeledger._constraint_fault(p_name, p_label, 'refuse'),
+    routeledger._lock_fault(p_lock_timeout, p_attempts),
+    case
+      when p_children is null or p_children not in ('refuse', 'repoint') then 'RL102 children refuse, repoint'
+      when p_triggers is null or p_triggers not in ('refuse', 'fire') then 'RL102 triggers refuse, fire'
+      when length(p_reason) > 2000 then 'RL108 reason 2000 characters'
+    end)
+$$;
+
+-- Collapses all duplicates of a table and makes its unique index, or neither, in the caller's transaction. Returns
+-- what to add to the detail of the answer.
+-- Locks: share row exclusive on the table and its partitions (writers wait, readers do not); the duplicates; what points to them.
+-- Errors: RL309 (duplicates, sentinel, children, self_reference, triggers), RL313, 55P03, and what the tables raise.
+create or replace function routeledger._collapse_and_build(
+  p_plan jsonb,
+  p_table regclass,
+  p_children text,
+  p_triggers text,
+  p_reason text,
+  p_label text,
+  p_lock_timeout interval,
+  p_attempts integer
+)
+returns jsonb
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_table text := p_plan ->> 'table';
+  v_leaf regclass;
+  v_found record;
+  v_rows bigint;
+  v_before bigint := 0;
+  v_after bigint := 0;
+  v_keys bigint := 0;
+  v_duplicates bigint := 0;
+  v_largest bigint := 0;
+  v_repair_id bigint := routeledger._open_collapse(p_table, p_plan ->> 'name');
+  v_resumed boolean := v_repair_id is not null;
+  v_name text := case when p_plan -> 'named' = 'null' then p_plan ->> 'name' else p_plan ->> 'new_name' end;
+  v_tries integer := 0;
+  v_lock_timeout text := current_setting('lock_timeout');
+  v_deferred text;
+begin
+  -- where each leaf has its index already the table's own is made of them in no time
+  if not (p_plan ->> 'partitioned')::boolean or jsonb_path_exists(p_plan, '$.leaves[*] ? (@.done == false)') then
+    v_tries := routeledger._run_locked(p_table, array[format('lock table %s in share row exclusive mode', v_table)], p_lock_timeout, p_attempts);
+    perform set_config('lock_timeout', ceil(extract(epoch from p_lock_timeout) * 1000)::bigint::text, true);
+    for v_leaf in select (l ->> 'leaf')::regclass from jsonb_array_elements(p_plan -> 'leaves') l loop
+      execute format('select count(*) from only %s', routeledger._qualified(v_leaf)) into v_rows;
+      v_before := v_before + v_rows;
+    end loop;
+    for v_leaf in select (l ->> 'leaf')::regclass from jsonb_array_elements(p_plan -> 'leaves') l where not (l ->> 'done')::boolean loop
+      v_found := routeledger._find_duplicates(p_plan, v_leaf, null);
+      continue when v_found.keys = 0;
+      if v_found.mixed > 0 then
+        perform routeledger._raise('RL309', jsonb_build_object('table', v_table, 'reason', 'sentinel', 'sentinel_collisions', v_found.mixed));
+      elsif p_plan ->> 'keep' is null then
+        perform routeledger._raise('RL309', jsonb_build_object('table', v_table, 'reason', 'duplicates', 'groups', v_found.keys));
+      end if;
+      v_keys := v_keys + v_found.keys;
+      v_duplicates := v_duplicates + cardinality(v_found.places) - v_found.keys;
+      v_largest := greatest(v_largest, v_found.largest);
+      v_repair_id := coalesce(v_repair_id, routeledger._open_repair('collapse', p_table, p_reason, jsonb_build_object('key', p_plan -> 'key', 'keep', p_plan -> 'keep', 'unique', p_plan -> 'name')));
+      perform routeledger._collapse_rows(p_plan, p_table, v_leaf, v_found.places, p_children, p_triggers, v_repair_id, not (p_plan ->> 'partitioned')::boolean);
+    end loop;
+    for v_leaf in select (l ->> 'leaf')::regclass from jsonb_array_elements(p_plan -> 'leaves') l loop
+      execute format('select count(*) from only %s', routeledger._qualified(v_leaf)) into v_rows;
+      v_after := v_after + v_rows;
+    end loop;
+    -- an index is not built on a table whose triggers wait for the end of the transaction
+    select string_agg(distinct format('%I.%I', n.nspname, k.conname), ', ') into v_deferred
+    from pg_constraint k
+    join pg_namespace n on n.oid = k.connamespace
+    where k.condeferrable and k.condeferred and k.contype in ('f', 't') and exists (
+      select from routeledger._tree(p_table) t where t.relation::oid in (k.conrelid, k.confrelid));
+    if v_deferred is not null then
+      execute format('set constraints %s immediate', v_deferred);
+      execute format('set constraints %s deferred', v_deferred);
+    end if;
+    perform set_config('lock_timeout', v_lock_timeout, true);
+  end if;
+  v_tries := greatest(v_tries, routeledger._run_locked(
+    p_table, array[format('create unique index %I on %s%s', v_name, v_table, p_plan ->> 'tail')], p_lock_timeout, p_attempts));
+  return jsonb_build_object('attempts', v_tries, 'rows', v_before, 'groups', v_keys, 'duplicates', v_duplicates, 'largest_group', v_largest) || routeledger._settle_unique(
+    p_table, p_plan ->> 'name', format('%I.%I', p_plan ->> 'schema', v_name)::regclass, 'created', null, p_label, v_repair_id,
+    case when not v_resumed then v_before end, case when not v_resumed then v_after end);
+end
+$$;
+
+-- Brings a table to hold this unique index, or constraint, under this name, whatever stands in the way, in one
+-- transaction for each step, and says what it found and did. `unchanged`: there, valid, and ON CONFLICT can use it,
+-- under this name or another (detail.name_found); no lock was taken on the table. `created`: now there; the duplicates were collapsed, each key to
+-- the row that p_keep lets win. `replaced`: it took the place of another index or constraint of its name; `validated`:
+-- the index has become the constraint asked for. `pending`: what a broken build had left behind is gone, and the index
+-- is made by the next call. `refused`: nothing was changed, for the reason given. Where next is not null, the same
+-- call in a new transaction goes on.
+--
+-- p_columns: columns, or expressions with or without a COLLATE. p_keep: `latest at, greatest n, first seen_at`, as in
+-- upsert() but without sum; between equals the greater row stays; null: duplicates are refused. p_nulls
+-- `distinct`: NULLs are never equal. p_where makes it partial. p_form `constraint` is for plain columns.
+-- p_children `repoint`: rows that point to a row that goes are made to point to the one that stays. p_triggers `fire`:
+-- the triggers of the rows that go, or are repointed, may run. Every row that goes, stays for another or is repointed
+-- is kept under detail.repair_id, and undo_repair() puts all of it back.
+-- Reasons for a refusal: duplicates, children, triggers, sentinel (NULL and the literal that stands for it meet in one key), self_reference,
+-- collision (a row that was repointed met a constraint of its own table), referenced, replica_identity, inherited, name_taken, partition_key,
+-- partitioned_constraint, foreign_partition, row_security, not_owner, read_only. With p_strict a refusal is an error.
+--
+-- Locks: none when unchanged. Otherwise the advisory lock of (table, index); access share for a first look; then share row exclusive on
+-- the table and its partitions while rows are collapsed and the index is built (readers go on), or, in a step of its own, access exclusive for the moment it takes
+-- to drop, rename or attach; each waiting at most p_lock_timeout, p_attempts times.
+-- Errors: RL101, RL102, RL103, RL108, RL114, RL116, RL117, RL118, RL309, RL313, 55P03, 42501.
+create or replace function routeledger.ensure_unique(
+  p_table regclass,
+  p_name text,
+  p_columns text[],
+  p_keep text default null,
+  p_nulls text default 'distinct',
+  p_where text default null,
+  p_form text default 'index',
+  p_children text default 'refuse',
+  p_triggers text default 'refuse',
+  p_reason text default null,
+  p_label text default null,
+  p_lock_timeout interval default '1 second',
+  p_attempts integer default 10,
+  p_strict boolean default false,
+  p_dry_run boolean default false
+)
+returns table (
+  outcome text,
+  validated boolean,
+  violations bigint,
+  definition text,
+  found text,
+  reason text,
+  next text,
+  detail jsonb
+)
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+set quote_all_identifiers = off
+set client_min_messages = warning
+set standard_conforming_strings = on
+set transform_null_equals = off
+set array_nulls = on
+set datestyle = 'ISO, YMD'
+set intervalstyle = 'postgres'
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+  v_fault text := coalesce(
+    routeledger._unique_fault(p_name, p_label, p_children, p_triggers, p_reason, p_lock_timeout, p_attempts),
+    case when p_strict is null then 'RL101 strict' when p_dry_run is null then 'RL101 dry_run' end);
+  v_plan jsonb;
+  v_survey jsonb;
+  v_found text;  -- a variable named found is the one of plpgsql
+  v_before jsonb;
+  v_statements text[];
+  v_comment text;
+  v_repair_id bigint;
+  v_state text;
+  v_message text;
+  v_detail text;
+  v_constraint text;
+  v_in_table text;
+begin
+  perform routeledger._check_table(p_table);
+  if v_fault is not null then
+    perform routeledger._raise_fault(v_fault);
+  end if;
+  detail := case when p_dry_run then jsonb '{"dry_run": true}' else jsonb '{}' end;
+  validated := false;
+  <<decide>>
+  begin
+    -- looked at without the advisory lock, and once more with it when something has to be done
+    for v_look in 1 .. 2 loop
+      v_plan := routeledger._unique_plan(p_table, p_name, p_columns, p_keep, p_nulls, p_where, p_form);
+      definition := v_plan ->> 'definition';
+      v_found := v_plan ->> 'found';
+      if v_plan ->> 'step' = 'refused' then
+        outcome := 'refused';
+        reason := v_plan ->> 'reason';
+        detail := detail || (v_plan -> 'why');
+        exit decide;
+      elsif v_plan ->> 'step' = 'unchanged' then
+        outcome := 'unchanged';
+        validated := true;
+        if v_plan #>> '{index,name}' <> p_name then
+          detail := detail || jsonb_build_object('name_found', v_plan #> '{index,name}');
+        end if;
+        if not p_dry_run then
+          v_repair_id := routeledger._open_collapse(p_table, p_name);
+          if v_repair_id is not null then
+            -- whoever built it online did not come to say so
+            detail := detail || routeledger._settle_unique(p_table, p_name, (v_plan #>> '{index,sql}')::regclass, 'created', null, p_label, v_repair_id);
+          else
+            detail := detail || jsonb_strip_nulls(jsonb_build_object('change_id', routeledger._record_unchanged(
+              v_plan ->> 'table', p_name, 'unique', routeledger._image_of_index((v_plan #>> '{index,oid}')::oid), p_label)));
+          end if;
+        end if;
+        exit decide;
+      end if;
+      exit when p_dry_run or v_look = 2;
+      if not pg_try_advisory_xact_lock_shared(routeledger._online_key(p_table, p_name)) or jsonb_path_exists(v_plan, '$.leftovers[*] ? (@.builder != null)') then
+        raise exception using
+          errcode = '55P03',
+          message = 'the lock on the table could not be had in time',
+          detail = jsonb_build_object('table', v_plan -> 'table', 'name', p_name, 'blockers', routeledger._holders(p_table))::text,
+          hint = 'An online build of this index is under way: wait for it, or end it and repeat the call.';
+      end if;
+      perform routeledger._serialize(p_table, p_name);
+    end loop;
+
+    if v_plan ->> 'step' = 'leftovers' then
+      outcome := 'pending';
+      reason := 'leftovers';
+      next := 'Commit, then call ensure_unique again: what a broken build had left behind is gone.';
+      detail := detail || jsonb_build_object('leftovers', jsonb_path_query_array(v_plan, '$.leftovers[*].index'));
+      validated := v_plan -> 'index' <> 'null';
+      if not p_dry_run then
+        detail := detail || jsonb_build_object('attempts', routeledger._run_locked(
+          p_table, array(select format('drop index if exists %s', l ->> 'index') from jsonb_array_elements(v_plan -> 'leftovers') l order by (l ->> 'root')::boolean desc),
+          p_lock_timeout, p_attempts));
+      end if;
+      exit decide;
+    end if;
+
+    if v_plan ->> 'step' in ('attach', 'swap') then
+      outcome := case v_plan ->> 'step' when 'attach' then 'validated' else 'replaced' end;
+      validated := true;
+      v_repair_id := routeledger._open_collapse(p_table, p_name);
+      -- an index that was built online just now was not there before
+      v_before := routeledger._image_of_index(((case when v_plan ->> 'step' = 'swap' then v_plan -> 'named' when v_repair_id is null then v_plan -> 'index' end) ->> 'oid')::oid);
+      if v_before is null then
+        outcome := 'created';
+      end if;
+      v_comment := coalesce(v_before ->> 'constraint_comment', v_before ->> 'comment');
+      v_statements := array_remove(array[
+        case
+          when v_plan ->> 'step' = 'attach' or v_before is null then null
+          when v_plan #>> '{named,constraint}' is not null then format('alter table %s drop constraint %I', v_plan ->> 'table', v_plan #>> '{named,constraint}')
+          else format('drop index %s', v_plan #>> '{named,sql}')
+        end,
+        case
+          when p_form = 'constraint' then format('alter table %s add constraint %I unique using index %I', v_plan ->> 'table', p_name, v_plan #>> '{index,name}')
+          else format('alter index %s rename to %I', v_plan #>> '{index,sql}', p_name)
+        end,
+        case
+          when v_comment is null then null
+          when p_form = 'constraint' then format('comment on constraint %I on %s is %L', p_name, v_plan ->> 'table', v_comment)
+          else format('comment on index %I.%I is %L', v_plan ->> 'schema', p_name, v_comment)
+        end], null);
+      if not p_dry_run then
+        detail := detail || jsonb_build_object('attempts', routeledger._run_locked(p_table, v_statements, p_lock_timeout, p_attempts));
+        detail := detail || routeledger._settle_unique(
+          p_table, p_name, format('%I.%I', v_plan ->> 'schema', p_name)::regclass, case when v_before is null then 'created' else 'replaced' end, v_before, p_label,
+          v_repair_id);
+        perform routeledger._renote_index(p_table, p_name, format('%I.%I', v_plan ->> 'schema', p_name)::regclass);
+      end if;
+      exit decide;
+    end if;
+
+    -- missing, or another of its name
+    if routeledger._hidden_rows(p_table) is not null then
+      outcome := 'refused';
+      reason := 'row_security';
+      detail := detail || jsonb_build_object('table', routeledger._hidden_rows(p_table));
+      exit decide;
+    end if;
+    if v_plan -> 'sentinels' <> '[]' then
+      detail := detail || jsonb_build_object('notes', (
+        select jsonb_agg(format('NULL in %1$I counts as %2$s in this key: add check (%1$I <> %2$s), so that the two never meet', s ->> 'column', s ->> 'value'))
+        from jsonb_array_elements(v_plan -> 'sentinels') s));
+    end if;
+    -- where nothing but the rows themselves can be in the way, one look under the lock is enough
+    if p_dry_run or p_keep is null or v_plan -> 'sentinels' <> '[]' or routeledger._fired_by(p_table, false) <> '[]'
+      or exists (select from routeledger._referencing(p_table))
+    then
+      v_survey := routeledger._survey_unique(v_plan, p_table);
+      violations := (v_survey ->> 'duplicates')::bigint;
+      detail := detail || v_survey;
+      reason := routeledger._unique_refusal(v_survey, p_keep, p_children, p_triggers);
+      if reason is not null then
+        outcome := 'refused';
+        exit decide;
+      end if;
+    end if;
+    outcome := 'created';
+    if not p_dry_run then
+      begin
+        detail := detail || routeledger._collapse_and_build(v_plan, p_table, p_children, p_triggers, p_reason, p_label, p_lock_timeout, p_attempts);
+        violations := (detail ->> 'duplicates')::bigint;
+      exception
+        when sqlstate 'RL309' then
+          get stacked diagnostics v_detail = pg_exception_detail;
+          outcome := 'refused';
+          reason := v_detail::jsonb ->> 'reason';
+          detail := detail || v_detail::jsonb;
+          exit decide;
+        when integrity_constraint_violation then
+          get stacked diagnostics v_state = returned_sqlstate, v_message = message_text, v_constraint = constraint_name, v_in_table = table_name;
+          if p_children = 'refuse' or v_constraint in (p_name, v_plan ->> 'new_name') then
+            raise;
+          end if;
+          outcome := 'refused';
+          reason := 'collision';
+          detail := detail || jsonb_build_object('sqlstate', v_state, 'message', v_message, 'constraint', v_constraint, 'table', v_in_table);
+          exit decide;
+      end;
+    end if;
+    validated := true;
+    next := case
+      when v_plan -> 'named' <> 'null' then 'Commit, then call ensure_unique again: the new index takes the place of the old one.'
+      when p_form = 'constraint' then 'Commit, then call ensure_unique again: the index becomes the constraint.'
+    end;
+  end;
+
+  if outcome = 'refused' and p_strict then
+    perform routeledger._raise('RL309', detail || jsonb_strip_nulls(jsonb_build_object(
+      'table', routeledger._qualified(p_table), 'name', p_name, 'reason', reason, 'violations', violations, 'definition', definition, 'found', v_found)));
+  end if;
+  return query select outcome, validated, violations, definition, v_found, reason, next, detail;
+end
+$$;
+
+-- Says what to run next so that a table comes to hold a unique index while others write it, and does nothing else itself but keep
+-- the books. Call it on a session of your own, outside a transaction, until action is `done` or `refused`:
+--   run       run command, outside a transaction; where state has "lock_timeout": true with that lock_timeout
+--   collapse  run command, outside a transaction: one batch of duplicates, collapsed and committed
+--   wait      somebody else is at this index: ask again in a moment
+-- and hand back state with `last`: {"action", "command", "row": the first row it returned, as an object, or null, "error": null or
+-- {"sqlstate", "message", "detail", "constraint"}}. Errors to hand back are those of class 23, RL309, 55P03, 40P01 and 40001; raise the others.
+-- What comes next is found in the catalogue each time, so whoever is broken off, or has lost state, begins again with {}.
+--
+-- The way: what a broken build left behind is dropped concurrently; where there are duplicates and the primary key grows (one column:
+-- integer, bigint, timestamptz, uuid version 7) a fence, a unique index over the rows to come, keeps new duplicates among those out; duplicates
+-- are collapsed in batches, under one repair; the index is built concurrently, of a partitioned table leaf by leaf. A build that meets a
+-- duplicate is dropped and the collapse goes on, five times, then ensure_unique() does it with writers waiting. Then the index is
+-- attached, or takes the place of another, and the fence is dropped. While an index is built, INSERT ... ON CONFLICT over another
+-- unique index of the table may fail with 23505: repeat it.
+--
+-- The parameters are those of ensure_unique().
+-- Locks: for the session, until done or refused, the advisory lock _online_key(). Errors: as ensure_unique(), with p_strict RL309 too.
+create or replace function routeledger.unique_step(
+  p_table regclass,
+  p_name text,
+  p_columns text[],
+  p_keep text default null,
+  p_nulls text default 'distinct',
+  p_where text default null,
+  p_form text default 'index',
+  p_children text default 'refuse',
+  p_triggers text default 'refuse',
+  p_reason text default null,
+  p_label text default null,
+  p_lock_timeout interval default '1 second',
+  p_attempts integer default 10,
+  p_strict boolean default false,
+  p_state jsonb default '{}'
+)
+returns table (
+  action text,
+  command text,
+  outcome text,
+  validated boolean,
+  violations bigint,
+  definition text,
+  found text,
+  reason text,
+  next text,
+  detail jsonb,
+  state jsonb
+)
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+set quote_all_identifiers = off
+set client_min_messages = warning
+set standard_conforming_strings = on
+set transform_null_equals = off
+set array_nulls = on
+set datestyle = 'ISO, YMD'
+set intervalstyle = 'postgres'
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+  c_rounds constant integer := 5;
+  c_short constant integer := 1000;
+  v_fault text := coalesce(
+    routeledger._unique_fault(p_name, p_label, p_children, p_triggers, p_reason, p_lock_timeout, p_attempts),
+    case when p_strict is null then 'RL101 strict' when jsonb_typeof(p_state) is distinct from 'object' then 'RL101 state an object' end);
+  v_last jsonb := coalesce(nullif(p_state -> 'last', 'null'), '{}');
+  v_error text := v_last #>> '{error,sqlstate}';
+  v_state jsonb := p_state - 'last' - 'lock_timeout';
+  v_found text;
+  v_plan jsonb;
+  v_survey jsonb;
+  v_refusal jsonb;
+  v_repair_id bigint;
+  v_leaf jsonb;
+  v_fence text;
+  v_locked text;  -- the call that finishes under a lock
+begin
+  perform routeledger._check_table(p_table);
+  if v_fault is not null then
+    perform routeledger._raise_fault(v_fault);
+  end if;
+  detail := '{}';
+  validated := false;
+  if not coalesce((v_state ->> 'locked')::boolean, false) then
+    if not pg_try_advisory_lock(routeledger._online_key(p_table, p_name)) then
+      return query select 'wait', null::text, null::text, false, null::bigint, null::text, null::text, null::text, null::text, detail, v_state;
+      return;
+    end if;
+    v_state := v_state || '{"locked": true}';
+  end if;
+  v_locked := format(
+    'select * from routeledger.ensure_unique(p_table => %L::regclass, p_name => %L, p_columns => %L::text[], p_keep => %L, p_nulls => %L, p_where => %L, p_form => %L,'
+    || ' p_children => %L, p_triggers => %L, p_reason => %L, p_label => %L, p_lock_timeout => %L::interval, p_attempts => %s)',
+    routeledger._qualified(p_table), p_name, p_columns, p_keep, p_nulls, p_where, p_form, p_children, p_triggers, p_reason, p_label, p_lock_timeout, p_attempts);
+
+  <<decide>>
+  begin
+    v_plan := routeledger._unique_plan(p_table, p_name, p_columns, p_keep, p_nulls, p_where, p_form);
+    definition := v_plan ->> 'definition';
+    v_found := case when v_state ? 'found' then v_state ->> 'found' else v_plan ->> 'found' end;
+    violations := (v_state ->> 'duplicates')::bigint;
+    v_repair_id := case when v_plan ->> 'reason' is distinct from 'read_only' then routeledger._open_collapse(p_table, p_name) end;
+
+    -- what became of the last command
+    if v_error in ('55P03', '40P01', '40001') then
+      v_state := v_state || jsonb_build_object('tries', coalesce((v_state ->> 'tries')::integer, 0) + 1);
+      if (v_state ->> 'tries')::integer > p_attempts * 10 then
+        perform pg_advisory_unlock(routeledger._online_key(p_table, p_name));
+        raise exception using
+          errcode = '55P03',
+          message = 'the lock on the table could not be had in time',
+          detail = jsonb_build_object('table', v_plan -> 'table', 'command', v_last -> 'command', 'attempts', v_state -> 'tries', 'blockers', routeledger._holders(p_table))::text,
+          hint = 'Wait for the transactions that DETAIL lists, or end them, then begin again: it goes on where it stopped.';
+      end if;
+    else
+      v_state := v_state - 'tries';
+    end if;
+    if v_error = 'RL309' then
+      v_refusal := (v_last #>> '{error,detail}')::jsonb;
+    elsif v_error like '23%' and v_last ->> 'action' = 'collapse' then
+      v_refusal := jsonb_build_object('reason', 'collision', 'sqlstate', v_error, 'message', v_last #> '{error,message}', 'constraint', v_last #> '{error,constraint}');
+    elsif v_last #>> '{row,outcome}' = 'refused' then
+      v_refusal := coalesce(v_last #> '{row,detail}', '{}') || jsonb_build_object('reason', v_last #> '{row,reason}');
+    elsif v_error = '23505' and v_state ->> 'doing' = 'fence' then
+      v_state := v_state || '{"no_fence": true}';
+    elsif v_error = '23505' and v_state ->> 'doing' = 'build' then
+      v_state := v_state - 'short' || jsonb_build_object('rounds', coalesce((v_state ->> 'rounds')::integer, 0) + 1, 'remaining', true);
+      if p_keep is null then
+        v_state := v_state - 'surveyed';
+      end if;
+    end if;
+    if v_last ->> 'action' = 'collapse' and v_error is null then
+      -- where others make new duplicates all the time, the last few are left to the build, and to what follows when it fails
+      v_state := v_state || jsonb_build_object('short', coalesce((v_state ->> 'short')::integer, 0) + ((v_last #>> '{row,removed}')::bigint < c_short)::integer);
+      v_state := v_state || jsonb_build_object('remaining', (v_last #>> '{row,remaining}')::boolean and (v_state ->> 'short')::integer < 5);
+    end if;
+    if v_state ->> 'doing' = 'finish' and v_last #>> '{row,outcome}' in ('created', 'replaced', 'validated') then
+      v_state := v_state || jsonb_strip_nulls(jsonb_build_object(
+        'outcome', case when v_state ->> 'outcome' = 'replaced' then 'replaced' when v_state ? 'built' and v_last #>> '{row,outcome}' <> 'replaced' then 'created' else v_last #>> '{row,outcome}' end,
+        'repair_id', v_last #> '{row,detail,repair_id}', 'change_id', v_last #> '{row,detail,change_id}', 'removed', v_last #> '{row,detail,removed}'));
+    end if;
+
+    if v_plan ->> 'step' = 'refused' then
+      v_refusal := (v_plan -> 'why') || jsonb_build_object('reason', v_plan -> 'reason');
+    end if;
+    if v_refusal is not null then
+      action := 'refused';
+      outcome := 'refused';
+      reason := v_refusal ->> 'reason';
+      detail := v_refusal - 'reason';
+      exit decide;
+    end if;
+
+    case v_plan ->> 'step'
+      when 'unchanged' then
+        action := 'done';
+        validated := true;
+        outcome := coalesce(v_state ->> 'outcome', case when v_repair_id is not null or v_state ? 'built' then 'created' else 'unchanged' end);
+        if v_plan #>> '{index,name}' <> p_name then
+          detail := jsonb_build_object('name_found', v_plan #> '{index,name}');
+        end if;
+        if v_repair_id is not null then
+          detail := detail || routeledger._settle_unique(p_table, p_name, (v_plan #>> '{index,sql}')::regclass, 'created', null, p_label, v_repair_id);
+        elsif v_state ->> 'outcome' is null then
+          detail := detail || jsonb_strip_nulls(jsonb_build_object('change_id', routeledger._record_unchanged(
+            v_plan ->> 'table', p_name, 'unique', routeledger._image_of_index((v_plan #>> '{index,oid}')::oid), p_label)));
+        end if;
+        detail := jsonb_strip_nulls(jsonb_build_object(
+          'repair_id', v_state -> 'repair_id', 'change_id', v_state -> 'change_id', 'removed', v_state -> 'removed', 'rounds', v_state -> 'rounds')) || detail;
+      when 'leftovers' then
+        if jsonb_path_exists(v_plan, '$.leftovers[*] ? (@.builder != null)') then
+          action := 'wait';
+        elsif jsonb_path_exists(v_plan, '$.leftovers[*] ? (@.root == true)') then
+          action := 'run';
+          command := v_locked;
+          v_state := v_state || '{"doing": "drop"}';
+        else
+          action := 'run';
+          command := format('drop index concurrently if exists %s', v_plan #>> '{leftovers,0,index}');
+          v_state := v_state || '{"doing": "drop"}';
+        end if;
+      when 'attach', 'swap' then
+        action := 'run';
+        command := v_locked;
+        v_state := v_state || '{"doing": "finish"}';
+      else
+        if routeledger._hidden_rows(p_table) is not null then
+          action := 'refused';
+          outcome := 'refused';
+          reason := 'row_security';
+          detail := jsonb_build_object('table', routeledger._hidden_rows(p_table));
+          exit decide;
+        elsif not v_state ? 'surveyed' then
+          v_survey := routeledger._survey_unique(v_plan, p_table);
+          violations := (v_survey ->> 'duplicates')::bigint;
+          detail := v_survey;
+          reason := routeledger._unique_refusal(v_survey, p_keep, p_children, p_triggers);
+          if reason is null and jsonb_path_exists(v_survey, '$.children[*] ? (@.itself == true && @.rows > 0)') then
+            reason := 'self_reference';
+          end if;
+          if reason is not null then
+            action := 'refused';
+            outcome := 'refused';
+            exit decide;
+          end if;
+          v_state := v_state || jsonb_build_object('surveyed', true, 'duplicates', violations, 'remaining', violations > 0, 'found', v_plan -> 'found');
+        end if;
+        v_leaf := (select l from jsonb_array_elements(v_plan -> 'leaves') with ordinality e (l, n) where not (l ->> 'done')::boolean order by n limit 1);
+        if v_leaf is null or coalesce((v_state ->> 'rounds')::integer, 0) >= c_rounds then
+          action := 'run';
+          command := v_locked;
+          v_state := v_state || '{"doing": "finish"}';
+          exit decide;
+        end if;
+        -- the open repair is how anybody knows what this was about, should the client be broken off
+        if v_repair_id is null then
+          v_repair_id := routeledger._open_repair('collapse', p_table, p_reason, jsonb_build_object('key', v_plan -> 'key', 'keep', p_keep, 'unique', p_name));
+        end if;
+        v_state := v_state || jsonb_build_object('repair_id', v_repair_id);
+        if (v_state ->> 'remaining')::boolean then
+          v_fence := case when not v_state ? 'no_fence' then routeledger._fence_sql(v_plan, p_table) end;
+          if v_fence is not null then
+            action := 'run';
+            command := v_fence;
+            v_state := v_state || '{"doing": "fence"}';
+          else
+            action := 'collapse';
+            command := format(
+              'select * from routeledger.collapse_duplicates(p_table => %L::regclass, p_columns => %L::text[], p_keep => %L, p_nulls => %L, p_where => %L,'
+              || ' p_children => %L, p_triggers => %L, p_repair_id => %s)',
+              v_plan ->> 'table', p_columns, p_keep, p_nulls, p_where, p_children, p_triggers, v_repair_id);
+            v_state := v_state || '{"doing": "collapse"}';
+          end if;
+        else
+          action := 'run';
+          command := format(
+            'create unique index concurrently %I on %s%s',
+            case when (v_plan ->> 'partitioned')::boolean or v_plan -> 'named' = 'null' then v_leaf ->> 'index_name' else v_plan ->> 'new_name' end,
+            v_leaf ->> 'leaf', v_plan ->> 'tail');
+          v_state := v_state || '{"doing": "build", "built": true}';
+        end if;
+    end case;
+  end;
+
+  if action in ('done', 'refused') then
+    perform pg_advisory_unlock(routeledger._online_key(p_table, p_name));
+    v_state := v_state - 'locked';
+  elsif command is null or command !~ ' concurrently ' then
+    v_state := v_state || '{"lock_timeout": true}';
+  end if;
+  if outcome = 'refused' and p_strict then
+    perform routeledger._raise('RL309', detail || jsonb_strip_nulls(jsonb_build_object(
+      'table', routeledger._qualified(p_table), 'name', p_name, 'reason', reason, 'violations', violations, 'definition', definition, 'found', v_found)));
+  end if;
+  return query select action, command, outcome, validated, violations, definition, v_found, reason, next, detail, v_state;
+end
+$$;
+
+-- ==== 608_declarations.sql
+
+-- 608 · Declared constraints: what tables are meant to hold is written down, compared, and brought about.
+--
+-- A declaration names its table by schema and name, so that it can be there before the table is, and outlives it. What it
+-- says is compared with the catalogue each time that somebody asks: nothing that was seen before is trusted.
+--
+-- Only who may alter a table, or an admin, declares constraints of it: whoever applies a declaration
+-- runs its predicate. Our own declarations (origin routeledger) are put back by each install.
+
+create table if not exists routeledger.declared_constraints (
+  target_schema text not null,
+  target_name text not null,
+  name text not null,
+  kind text not null,
+  predicate text,
+  columns text[],
+  options jsonb not null default '{}',
+  origin text not null default 'user',
+  declared_by name not null,
+  declared_at timestamptz not null,
+  constraint declared_constraints_pkey primary key (target_schema, target_name, name),
+  constraint declared_constraints_kind_check check (
+    kind = 'check' and predicate is not null and columns is null
+    or kind = 'unique' and predicate is null and cardinality(columns) > 0
+    or kind = 'not_null' and predicate is null and cardinality(columns) = 1),
+  constraint declared_constraints_origin_check check (origin in ('routeledger', 'user'))
+);
+
+-- The rules of the ledger itself, as 200 has them.
+with own (target_name, name, predicate) as (
+  values
+    ('routing_outcomes', 'outcome_requires_inference_when_model_chosen',
+      'outcome_status is null or chosen_model_slug is null or decision_rule_override is not null or inference_id is not null'),
+    ('routing_outcomes', 'outcome_closed_has_completed_at',
+      '(outcome_status is null) = (completed_at is null)'),
+    ('routing_outcomes', 'outcome_in_flight_has_lease',
+      '(outcome_status is null) = (lease_expires_at is not null)'),
+    ('routing_outcomes', 'outcome_rejected_has_no_model',
+      'outcome_status <> ''rejected'' or chosen_model_slug is null'),
+    ('inferences', 'inference_closed_has_completed_at',
+      '(status = ''routed'') = (completed_at is null)'),
+    ('inferences', 'inference_succeeded_requires_tokens',
+      'status <> ''succeeded'' or (input_tokens is not null and output_tokens is not null)'),
+    ('inferences', 'inference_failed_requires_error',
+      'status <> ''failed'' or error_type is not null'),
+    ('inferences', 'inference_numbers_not_negative',
+      'least(input_tokens, output_tokens) >= 0 and cost_usd >= 0')
+),
+gone as (
+  delete from routeledger.declared_constraints d
+  where d.origin = 'routeledger' and not exists (
+    select from own o where d.target_schema = 'routeledger' and d.target_name = o.target_name and d.name = o.name)
+)
+insert into routeledger.declared_constraints as d (target_schema, target_name, name, kind, predicate, origin, declared_by, declared_at)
+select 'routeledger', o.target_name, o.name, 'check', o.predicate, 'routeledger', current_user, routeledger.clock()
+from own o
+on conflict (target_schema, target_name, name) do update set
+  kind = excluded.kind,
+  predicate = excluded.predicate,
+  columns = null,
+  options = '{}',
+  origin = excluded.origin,
+  declared_by = excluded.declared_by,
+  declared_at = excluded.declared_at
+where (d.kind, d.predicate, d.columns, d.options, d.origin) is distinct from (excluded.kind, excluded.predicate, null, '{}', excluded.origin);
+
+-- Returns the schema and the name of the table that a text means to a session of this search_path: those of the table that there is, else
+-- those that are written, and the first schema of the path where none is.
+-- Locks: none. Errors: RL101, RL117.
+create or replace function routeledger._table_meant(
+  p_table text,
+  p_path text,
+  out target_schema text,
+  out target_name text,
+  out relation regclass
+)
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_parts text[];
+begin
+  if coalesce(p_table, '') = '' then
+    perform routeledger._raise_fault('RL101 table');
+  end if;
+  begin
+    v_parts := parse_ident(p_table);
+  exception
+    when invalid_parameter_value then
+      v_parts := null;
+  end;
+  if v_parts is null or cardinality(v_parts) > 2 then
+    perform routeledger._raise('RL117', jsonb_build_object('table', p_table, 'reason', 'not the name of a table, with or without a schema'));
+  end if;
+  target_name := left(v_parts[cardinality(v_parts)], 63);
+  if cardinality(v_parts) = 2 then
+    target_schema := v_parts[1];
+  else
+    perform set_config('search_path', p_path, true);
+    select n.nspname, c.oid into target_schema, relation
+    from pg_catalog.pg_class c
+    join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) c.relnamespace
+    where c.relname operator(pg_catalog.=) target_name and pg_catalog.pg_table_is_visible(c.oid) and c.relkind operator(pg_catalog.=) any ('{r,p,v,m,f}'::"char"[]);
+    target_schema := coalesce(target_schema, pg_catalog.current_schema(), 'public');
+    perform set_config('search_path', 'pg_catalog, routeledger, pg_temp', true);
+  end if;
+  relation := (
+    select c.oid
+    from pg_class c
+    join pg_namespace n on n.oid = c.relnamespace
+    where n.nspname = target_schema and c.relname = target_name and c.relkind in ('r', 'p', 'v', 'm', 'f'));
+end
+$$;
+
+-- Returns what is declared, all of it or for one table or one name, each with the table as it is now (null: there is none).
+-- Locks: none. Errors: none.
+create or replace function routeledger._declarations(
+  p_schema text,
+  p_table text,
+  p_name text
+)
+returns table (
+  target text,
+  relation regclass,
+  name text,
+  kind text,
+  predicate text,
+  columns text[],
+  options jsonb,
+  origin text
+)
+language plpgsql
+stable
+parallel safe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+set quote_all_identifiers = off
+as $$
+#variable_conflict use_column
+begin
+  return query
+  select format('%I.%I', d.target_schema, d.target_name), c.oid::regclass, d.name, d.kind, d.predicate, d.columns, d.options, d.origin
+  from routeledger.declared_constraints d
+  left join pg_namespace n on n.nspname = d.target_schema
+  left join pg_class c on c.relnamespace = n.oid and c.relname = d.target_name and c.relkind in ('r', 'p', 'v', 'm', 'f')
+  where (p_table is null or (d.target_schema, d.target_name) = (p_schema, p_table))
+    and (p_name is null or d.name = p_name)
+  order by d.target_schema, d.target_name, d.name;
+end
+$$;
+
+-- Says whether the caller may declare constraints of a table: an admin, or who has the rights of its owner; of a table that there is
+-- not yet, who may create it.
+-- Locks: none. Errors: none.
+create or replace function routeledger._may_declare(
+  p_schema text,
+  p_relation regclass
+)
+returns boolean
+language plpgsql
+stable
+parallel safe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_role name := routeledger._caller_role();
+begin
+  return coalesce(routeledger._is_admin(v_role), false)
+    or coalesce((select pg_has_role(v_role, c.relowner, 'usage') from pg_class c where c.oid = p_relation), false)
+    or (p_relation is null and coalesce((select has_schema_privilege(v_role, n.oid, 'create') from pg_namespace n where n.nspname = p_schema), false));
+end
+$$;
+
+-- Writes a declaration, or takes it away (p_kind null). Returns whether that changed anything.
+-- Locks: the row. Errors: RL117, 42501.
+create or replace function routeledger._store_declaration(
+  p_schema text,
+  p_table text,
+  p_relation regclass,
+  p_name text,
+  p_kind text,
+  p_predicate text,
+  p_columns text[],
+  p_options jsonb
+)
+returns boolean
+language plpgsql
+volatile
+parallel unsafe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_origin text;
+begin
+  if not routeledger._may_declare(p_schema, p_relation) then
+    raise exception using
+      errcode = '42501',
+      message = 'constraints of a table are declared by its owner or by an admin',
+      detail = jsonb_build_object('table', format('%I.%I', p_schema, p_table), 'role', routeledger._caller_role())::text,
+      hint = 'Take the role of the owner, or one that is a member of routeledger_admin.';
+  end if;
+  select d.origin into v_origin
+  from routeledger.declared_constraints d
+  where (d.target_schema, d.target_name, d.name) = (p_schema, p_table, p_name);
+  if v_origin = 'routeledger' then
+    perform routeledger._raise('RL117', jsonb_build_object(
+      'table', format('%I.%I', p_schema, p_table), 'name', p_name, 'reason', 'this constraint is declared by routeledger itself'));
+  end if;
+  if p_kind is null then
+    delete from routeledger.declared_constraints d where (d.target_schema, d.target_name, d.name) = (p_schema, p_table, p_name);
+  else
+    insert into routeledger.declared_constraints as d (
+      target_schema, target_name, name, kind, predicate, columns, options, origin, declared_by, declared_at)
+    values (p_schema, p_table, p_name, p_kind, p_predicate, p_columns, p_options, 'user', routeledger._caller_role(), routeledger.clock())
+    on conflict (target_schema, target_name, name) do update set
+      kind = excluded.kind,
+      predicate = excluded.predicate,
+      columns = excluded.columns,
+      options = excluded.options,
+      declared_by = excluded.declared_by,
+      declared_at = excluded.declared_at
+    where (d.kind, d.predicate, d.columns, d.options) is distinct from (excluded.kind, excluded.predicate, excluded.columns, excluded.options);
+  end if;
+  return found;
+end
+$$;
+
+-- Returns the fault of the options of a declaration, null when there is none: which there are depends on the kind.
+-- Locks: none. Errors: none.
+create or replace function routeledger._options_fault(
+  p_kind text,
+  p_options jsonb
+)
+returns text
+language plpgsql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  c_allowed constant jsonb := '{
+    "check": {"if_violated": "string", "no_inherit": "boolean", "also_drop": "array"},
+    "unique": {"keep": "string", "nulls": "string", "where": "string", "form": "string", "children": "string", "triggers": "string", "reason": "string"},
+    "not_null": {"if_violated": "string"}}'::jsonb;
+  c_common constant jsonb := '{"label": "string", "lock_timeout": "string", "attempts": "number"}'::jsonb;
+  c_words constant jsonb := '{
+    "if_violated": ["refuse", "add_not_valid"], "nulls": ["distinct", "not_distinct"], "form": ["index", "constraint"],
+    "children": ["refuse", "repoint"], "triggers": ["refuse", "fire"]}'::jsonb;
+  v_allowed jsonb := c_common || (c_allowed -> p_kind);
+  v_key text;
+  v_value jsonb;
+begin
+  if p_options is null or jsonb_typeof(p_options) <> 'object' then
+    return 'RL107 options a JSON object';
+  end if;
+  for v_key, v_value in select o.key, o.value from jsonb_each(p_options) o order by o.key loop
+    if not v_allowed ? v_key then
+      return 'RL102 options ' || (select string_agg(k, ', ' order by k) from jsonb_object_keys(v_allowed) k);
+    elsif jsonb_typeof(v_value) <> v_allowed ->> v_key
+      or (v_key = 'also_drop' and jsonb_path_exists(v_value, '$[*] ? (@.type() != "string")'))
+    then
+      return 'RL107 options.' || v_key || ' a JSON ' || (v_allowed ->> v_key);
+    elsif c_words ? v_key and not c_words -> v_key ? (v_value #>> '{}') then
+      return 'RL102 options.' || v_key || ' ' || (select string_agg(w, ', ') from jsonb_array_elements_text(c_words -> v_key) w);
+    end if;
+  end loop;
+  begin
+    return routeledger._lock_fault(coalesce(p_options ->> 'lock_timeout', '1 second')::interval, coalesce(p_options ->> 'attempts', '10')::integer);
+  exception
+    when data_exception then
+      return 'RL103 options lock_timeout 1 millisecond to 1 hour, attempts 1 to 1000';
+  end;
+end
+$$;
+
+-- declare_constraint() and undeclare_constraint() (p_kind null), for a session of this search_path.
+-- Locks: the declaration. Errors: RL101, RL102, RL103, RL107, RL108, RL113, RL116, RL117, 42501.
+create or replace function routeledger._declare_constraint(
+  p_table text,
+  p_name text,
+  p_kind text,
+  p_predicate text,
+  p_columns text[],
+  p_options jsonb,
+  p_path text
+)
+returns boolean
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_target record;
+  v_fault text := coalesce(
+    routeledger._constraint_fault(p_name, null, 'refuse'),
+    case
+      when p_kind is null then null
+      when p_kind = '' then 'RL101 kind'
+      when p_kind not in ('check', 'unique', 'not_null') then 'RL102 kind check, unique, not_null'
+      when p_kind = 'check' and p_predicate is null then 'RL101 predicate'
+      when p_kind <> 'check' and p_predicate is not null then 'RL102 predicate null, unless kind is check'
+      when p_kind = 'check' and p_columns is not null then 'RL102 columns null, if kind is check'
+      when p_kind <> 'check' and (coalesce(cardinality(p_columns), 0) = 0 or array_position(p_columns, null) is not null) then 'RL101 columns'
+      when p_kind = 'not_null' and cardinality(p_columns) > 1 then 'RL102 columns one, if kind is not_null'
+      else routeledger._options_fault(p_kind, p_options)
+    end);
+begin
+  select t.target_schema, t.target_name, t.relation into strict v_target from routeledger._table_meant(p_table, p_path) t;
+  if v_fault is not null then
+    perform routeledger._raise_fault(v_fault);
+  end if;
+  if p_kind is not null and v_target.relation is not null then
+    perform routeledger._check_table(v_target.relation);
+    -- read before it is written down, by whoever declares it
+    if p_kind = 'check' then
+      perform routeledger._canonical_check(v_target.relation, p_predicate);
+    elsif p_kind = 'not_null' and routeledger._column_named(v_target.relation, p_columns[1]) is null then
+      perform routeledger._raise('RL113', jsonb_build_object('target', routeledger._qualified(v_target.relation), 'column', p_columns[1]));
+    end if;
+  end if;
+  return routeledger._store_declaration(
+    v_target.target_schema, v_target.target_name, v_target.relation, p_name, p_kind, p_predicate, p_columns, p_options);
+end
+$$;
+
+-- Declares that a table is to hold a constraint of this name: nothing is done to the table. p_kind is `check` (with p_predicate),
+-- `unique` (with p_columns: columns or expressions) or `not_null` (with one column). p_options are
+-- the other parameters of ensure_check(), ensure_unique() or ensure_not_null(), without p_. The table need not exist yet; where it does
+-- the predicate is read at once. Returns true when the declaration is new or another one than before.
+-- Locks: the declaration. Errors: RL101, RL102, RL103, RL107, RL108, RL113, RL116, RL117, 42501.
+create or replace function routeledger.declare_constraint(
+  p_table text,
+  p_name text,
+  p_kind text,
+  p_predicate text default null,
+  p_columns text[] default null,
+  p_options jsonb default '{}'
+)
+returns boolean
+language sql
+volatile
+parallel unsafe
+security invoker
+as $$
+  select routeledger._declare_constraint(
+    p_table, p_name, coalesce(p_kind, ''), p_predicate, p_columns, p_options, pg_catalog.current_setting('search_path'))
+$$;
+
+-- Takes a declaration away; the constraint stays as it is. Returns whether there was one. Those of routeledger itself cannot be taken away.
+-- Locks: the declaration. Errors: RL101, RL108, RL117, 42501.
+create or replace function routeledger.undeclare_constraint(
+  p_table text,
+  p_name text
+)
+returns boolean
+language sql
+volatile
+parallel unsafe
+security invoker
+as $$
+  select routeledger._declare_constraint(p_table, p_name, null, null, null, null, pg_catalog.current_setting('search_path'))
+$$;
+
+-- Returns the declarations that a caller asks for, by table, by name, or all, for a session of this search_path.
+-- Locks: none. Errors: RL101, RL117, RL207.
+create or replace function routeledger._declarations_meant(
+  p_table text,
+  p_name text,
+  p_path text
+)
+returns table (
+  target text,
+  relation regclass,
+  name text,
+  kind text,
+  predicate text,
+  columns text[],
+  options jsonb,
+  origin text
+)
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_target record;
+begin
+  if p_table is not null then
+    select t.target_schema, t.target_name into strict v_target from routeledger._table_meant(p_table, p_path) t;
+  else
+    select null as target_schema, null as target_name into v_target;
+  end if;
+  return query
+  select d.target, d.relation, d.name, d.kind, d.predicate, d.columns, d.options, d.origin
+  from routeledger._declarations(v_target.target_schema, v_target.target_name, p_name) d;
+  if not found and p_name is not null then
+    perform routeledger._raise('RL207', jsonb_strip_nulls(jsonb_build_object('table', p_table, 'name', p_name)));
+  end if;
+end
+$$;
+
+-- Compares one declared CHECK with the one that is there: "state", "declared", "found", "detail".
+-- Locks: none. Errors: RL116.
+create or replace function routeledger._state_of_check(
+  p_relation regclass,
+  p_name text,
+  p_predicate text,
+  p_options jsonb
+)
+returns jsonb
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_want jsonb := routeledger._canonical_check(
+    p_relation, p_predicate, array[p_name] || array(select a from jsonb_array_elements_text(p_options -> 'also_drop') a));
+  v_live jsonb := v_want -> 'live' -> p_name;
+  v_texts text[] := array(select t from jsonb_array_elements_text(v_want -> 'texts') with ordinality x (t, n) order by n);
+  v_aliases jsonb;
+  v_known jsonb;
+begin
+  v_known := routeledger._recorded(routeledger._qualified(p_relation), p_name, 'check', null, v_texts);
+  v_aliases := (
+    select jsonb_agg(a.name order by a.name)
+    from jsonb_array_elements_text(p_options -> 'also_drop') a (name)
+    where a.name <> p_name and v_want -> 'live' ? a.name);
+  return jsonb_build_object(
+    'state', case
+      when v_want ? 'refused' then 'unknown'
+      when v_live is null then 'missing'
+      when v_live ->> 'kind' <> 'c' then 'different'
+      when v_live ->> 'predicate' <> all (v_texts) or (v_live ->> 'no_inherit')::boolean <> coalesce((p_options ->> 'no_inherit')::boolean, false) then 'different'
+      when not (v_live ->> 'enforced')::boolean then 'not_enforced'
+      when v_known -> 'functions' <> 'null' and not routeledger._same_functions(v_known -> 'functions', v_want -> 'functions') then 'function_changed'
+      when not (v_live ->> 'validated')::boolean then 'not_valid'
+      when v_aliases is not null then 'different'
+      else 'unchanged'
+    end,
+    'declared', coalesce(v_texts[cardinality(v_texts)], p_predicate),
+    'found', case when v_live ->> 'kind' = 'c' then v_live -> 'predicate' else v_live -> 'definition' end,
+    'detail', jsonb_strip_nulls(jsonb_build_object(
+      'reason', v_want -> 'refused',
+      'message', v_want -> 'message',
+      'also_drop', v_aliases,
+      'no_inherit', nullif((v_live -> 'no_inherit'), 'false'),
+      'notes', nullif(v_want -> 'notes', '[]'),
+      'functions', nullif(v_want -> 'functions', '[]'))));
+end
+$$;
+
+-- Compares one declared NOT NULL with the column: "state", "declared", "found", "detail".
+-- Locks: none that is kept. Errors: RL113.
+create or replace function routeledger._state_of_not_null(
+  p_relation regclass,
+  p_name text,
+  p_column text
+)
+returns jsonb
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_column text := routeledger._column_named(p_relation, p_column);
+  v_live jsonb := routeledger._live_not_null(p_relation, v_column);
+  v_check jsonb;
+begin
+  if v_column is null then
+    perform routeledger._raise('RL113', jsonb_build_object('target', routeledger._qualified(p_relation), 'column', p_column));
+  end if;
+  if not (v_live ->> 'validated')::boolean then
+    v_check := routeledger._live_constraint(p_relation, p_name);
+  end if;
+  return jsonb_build_object(
+    'state', case
+      when (v_live ->> 'validated')::boolean then 'unchanged'
+      when (v_live ->> 'not_null')::boolean or v_check ->> 'kind' = 'c' then 'not_valid'
+      else 'missing'
+    end,
+    'declared', 'NOT NULL',
+    'found', coalesce(v_live -> 'definition', v_check -> 'definition'),
+    'detail', case when v_live ->> 'name' <> p_name then jsonb_build_object('name_found', v_live -> 'name') else '{}' end);
+end
+$$;
+
+-- constraint_states() for a session of this search_path.
+-- Locks: none that is kept. Errors: RL117, RL207.
+create or replace function routeledger._constraint_states(
+  p_table text,
+  p_name text,
+  p_path text
+)
+returns table (
+  target text,
+  name text,
+  kind text,
+  state text,
+  declared text,
+  found text,
+  detail jsonb,
+  origin text
+)
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+set lock_timeout = '2s'
+as $$
+#variable_conflict use_column
+declare
+  v_one record;
+  v_state jsonb;
+  v_code text;
+  v_message text;
+  v_said text;
+begin
+  for v_one in select d.* from routeledger._declarations_meant(p_table, p_name, p_path) d loop
+    begin
+      v_state := case
+        when v_one.relation is null then '{"state": "table_missing"}'
+        when v_one.kind = 'check' then routeledger._state_of_check(v_one.relation, v_one.name, v_one.predicate, v_one.options)
+        when v_one.kind = 'not_null' then routeledger._state_of_not_null(v_one.relation, v_one.name, v_one.columns[1])
+      end;
+      if v_state is null then
+        v_state := routeledger._unique_plan(
+          v_one.relation, v_one.name, v_one.columns, v_one.options ->> 'keep', coalesce(v_one.options ->> 'nulls', 'distinct'),
+          v_one.options ->> 'where', coalesce(v_one.options ->> 'form', 'index'));
+        v_state := jsonb_build_object('state', v_state -> 'state', 'declared', v_state -> 'definition', 'found', v_state -> 'found');
+      end if;
+    exception
+      when others then
+        get stacked diagnostics v_code = returned_sqlstate, v_message = message_text, v_said = pg_exception_detail;
+        v_state := jsonb_build_object('state', 'unknown', 'detail', jsonb_build_object('error', jsonb_build_object(
+          'code', v_code, 'message', v_message, 'detail', case when v_code like 'RL%' then v_said::jsonb else to_jsonb(v_said) end)));
+    end;
+    return query select
+      v_one.target, v_one.name, v_one.kind, v_state ->> 'state',
+      coalesce(v_state ->> 'declared', v_one.predicate, array_to_string(v_one.columns, ', ')), v_state ->> 'found',
+      coalesce(nullif(v_state -> 'detail', 'null'), '{}') || jsonb_build_object('declaration', jsonb_build_object(
+        'predicate', v_one.predicate, 'columns', v_one.columns, 'options', v_one.options)),
+      v_one.origin;
+  end loop;
+end
+$$;
+
+-- Compares what is declared with what there is, and says for each constraint: `unchanged`, `missing`, `different`, `not_valid`,
+-- `not_enforced`, `function_changed` (a function it calls does something else than when the constraint was put there), `invalid_index`,
+-- `table_missing`, or `unknown` (with the reason in detail: a session that may make no temporary
+-- table, a predicate that no longer suits the table). declared and found are the two texts as PostgreSQL prints them.
+-- detail.declaration is what was declared. Each predicate is parsed on a temporary table that is rolled
+-- back: ask as often as you look, not in a loop.
+-- Locks: none that is kept. Errors: RL117, RL207.
+create or replace function routeledger.constraint_states(
+  p_table text default null,
+  p_name text default null
+)
+returns table (
+  target text,
+  name text,
+  kind text,
+  state text,
+  declared text,
+  found text,
+  detail jsonb,
+  origin text
+)
+language sql
+volatile
+parallel unsafe
+security invoker
+as $$
+  select s.target, s.name, s.kind, s.state, s.declared, s.found, s.detail, s.origin
+  from routeledger._constraint_states(p_table, p_name, pg_catalog.current_setting('search_path')) s
+$$;
+
+-- The declared constraints that are not as declared, or of which it cannot be said.
+create or replace view routeledger.constraint_drift
+with (security_barrier = true)
+as
+select
+  s.target,
+  s.name,
+  s.kind,
+  s.state,
+  s.declared,
+  s.found,
+  s.detail,
+  s.origin
+from routeledger.constraint_states() s
+where s.state <> 'unchanged';
+
+-- Does the next step of one declaration, or says what it would be, and returns the row that ensure_check(), ensure_unique() or ensure_not_null()
+-- gives, or "error". Nothing that goes wrong leaves it as an error. With p_only_validate nothing is put in the place of
+-- anything: what is not there as declared is refused.
+-- Locks: those of the routine it calls. Errors: none.
+create or replace function routeledger._ensure_declared(
+  p_relation regclass,
+  p_name text,
+  p_kind text,
+  p_predicate text,
+  p_columns text[],
+  p_options jsonb,
+  p_dry_run boolean,
+  p_only_validate boolean
+)
+returns jsonb
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_label text := p_options ->> 'label';
+  v_timeout interval := coalesce(p_options ->> 'lock_timeout', '1 second')::interval;
+  v_attempts integer := coalesce(p_options ->> 'attempts', '10')::integer;
+  v_row jsonb;
+  v_code text;
+  v_message text;
+  v_said text;
+  v_hint text;
+begin
+  if p_relation is null then
+    return jsonb_build_object('outcome', 'refused', 'validated', false, 'reason', 'table_missing', 'detail', '{}'::jsonb);
+  elsif p_only_validate and not p_dry_run then
+    v_row := routeledger._ensure_declared(p_relation, p_name, p_kind, p_predicate, p_columns, p_options, true, false);
+    if v_row ->> 'outcome' in ('created', 'replaced') or (p_kind = 'unique' and v_row ->> 'outcome' <> 'unchanged') then
+      return v_row || jsonb_build_object('outcome', 'refused', 'reason', 'not_as_declared', 'next', null, 'detail', (v_row -> 'detail') - 'dry_run');
+    end if;
+  end if;
+  begin
+    case p_kind
+      when 'check' then
+        select to_jsonb(e) into strict v_row
+        from routeledger.ensure_check(
+          p_relation, p_name, p_predicate,
+          p_if_violated => coalesce(p_options ->> 'if_violated', 'refuse'),
+          p_no_inherit => coalesce((p_options ->> 'no_inherit')::boolean, false),
+          p_also_drop => array(select a from jsonb_array_elements_text(p_options -> 'also_drop') a),
+          p_label => v_label, p_lock_timeout => v_timeout, p_attempts => v_attempts, p_dry_run => p_dry_run) e;
+      when 'not_null' then
+        select to_jsonb(e) into strict v_row
+        from routeledger.ensure_not_null(
+          p_relation, p_columns[1], p_name,
+          p_if_violated => coalesce(p_options ->> 'if_violated', 'refuse'),
+          p_label => v_label, p_lock_timeout => v_timeout, p_attempts => v_attempts, p_dry_run => p_dry_run) e;
+      when 'unique' then
+        select to_jsonb(e) into strict v_row
+        from routeledger.ensure_unique(
+          p_relation, p_name, p_columns,
+          p_keep => p_options ->> 'keep',
+          p_nulls => coalesce(p_options ->> 'nulls', 'distinct'),
+          p_where => p_options ->> 'where',
+          p_form => coalesce(p_options ->> 'form', 'index'),
+          p_children => coalesce(p_options ->> 'children', 'refuse'),
+          p_triggers => coalesce(p_options ->> 'triggers', 'refuse'),
+          p_reason => p_options ->> 'reason',
+          p_label => v_label, p_lock_timeout => v_timeout, p_attempts => v_attempts, p_dry_run => p_dry_run) e;
+    end case;
+    -- what a COMMIT would find is found here, where it can be told
+    set constraints all immediate;
+  exception
+    when others or query_canceled then
+      get stacked diagnostics v_code = returned_sqlstate, v_message = message_text, v_said = pg_exception_detail, v_hint = pg_exception_hint;
+      v_row := jsonb_build_object('outcome', null, 'validated', false, 'detail', '{}'::jsonb, 'error', jsonb_build_object(
+        'code', v_code, 'message', v_message, 'detail', v_said, 'hint', v_hint));
+  end;
+  return v_row;
+end
+$$;
+
+-- plan_constraints() for a session of this search_path.
+-- Locks: none that is kept. Errors: RL117, RL207.
+create or replace function routeledger._plan_constraints(
+  p_table text,
+  p_name text,
+  p_path text
+)
+returns table (
+  target text,
+  name text,
+  kind text,
+  outcome text,
+  validated boolean,
+  violations bigint,
+  definition text,
+  found text,
+  reason text,
+  next text,
+  detail jsonb
+)
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_one record;
+  v_row jsonb;
+begin
+  for v_one in select d.* from routeledger._declarations_meant(p_table, p_name, p_path) d loop
+    v_row := routeledger._ensure_declared(
+      v_one.relation, v_one.name, v_one.kind, v_one.predicate, v_one.columns, v_one.options, true, false);
+    return query select
+      v_one.target, v_one.name, v_one.kind,
+      case when v_row ? 'error' then 'refused' else v_row ->> 'outcome' end,
+      (v_row ->> 'validated')::boolean, (v_row ->> 'violations')::bigint, v_row ->> 'definition', v_row ->> 'found',
+      case when v_row ? 'error' then 'error' else v_row ->> 'reason' end,
+      v_row ->> 'next',
+      (v_row -> 'detail') || case when v_row ? 'error' then jsonb_build_object('error', v_row -> 'error') else '{}' end;
+  end loop;
+end
+$$;
+
+-- Says what apply_constraints() would do first for each declared constraint, and changes nothing: the row that ensure_check(), ensure_unique() or
+-- ensure_not_null() gives in a dry run, with the rows that violate it counted. What fails is `refused` for the reason
+-- `error`, with the error in detail.
+-- Locks: none that is kept. Errors: RL117, RL207.
+create or replace function routeledger.plan_constraints(
+  p_table text default null,
+  p_name text default null
+)
+returns table (
+  target text,
+  name text,
+  kind text,
+  outcome text,
+  validated boolean,
+  violations bigint,
+  definition text,
+  found text,
+  reason text,
+  next text,
+  detail jsonb
+)
+language sql
+volatile
+parallel unsafe
+security invoker
+as $$
+  select p.target, p.name, p.kind, p.outcome, p.validated, p.violations, p.definition, p.found, p.reason, p.next, p.detail
+  from routeledger._plan_constraints(p_table, p_name, pg_catalog.current_setting('search_path')) p
+$$;
+
+-- Brings about what is declared, constraint by constraint, and commits after each step: a change, then, in a transaction of
+-- its own, the look at the old rows, until there is no next step. One that fails does not stop the others. Of several who call it at the
+-- same time one does the work, and the others see `unchanged`. A NOTICE tells of each step. p_only_validate validates
+-- what is there as declared, and puts nothing in the place of anything. p_results returns an array of one object a constraint:
+-- target, name, kind, what its last step returned, found (what its first step found), steps (the outcome of each), and error (null, or code, message, detail and hint).
+-- Call it outside a transaction block.
+-- Locks: for each constraint a session's advisory lock, given back at its end; those of ensure_check(), ensure_unique(), ensure_not_null().
+-- Errors: RL117, RL207, 2D000 in a transaction block, 57014 when it is cancelled.
+create or replace procedure routeledger.apply_constraints(
+  p_table text default null,
+  p_name text default null,
+  p_only_validate boolean default false,
+  inout p_results jsonb default null
+)
+language plpgsql
+security invoker
+as $$
+declare
+  c_pinned constant text := 'pg_catalog, routeledger, pg_temp';
+  v_path text := pg_catalog.current_setting('search_path');
+  v_todo jsonb[];
+  v_one jsonb;
+  v_key bigint;
+  v_row jsonb;
+  v_found jsonb;
+  v_steps jsonb;
+  v_wait double precision;
+begin
+  commit;  -- nothing can be lost yet: in a transaction block this is where it ends
+  perform pg_catalog.set_config('search_path', c_pinned, true);
+  p_results := '[]';
+  v_todo := array(
+    select to_jsonb(d) || jsonb_build_object('id', d.relation::oid::bigint)
+    from routeledger._declarations_meant(p_table, p_name, v_path) d);
+
+  foreach v_one in array v_todo loop
+    -- whoever waits holds no snapshot meanwhile, so that an index can be built
+    v_key := hashtextextended('routeledger.apply:' || (v_one ->> 'target') || ':' || (v_one ->> 'name'), 0);
+    v_wait := 0.02;
+    loop
+      exit when pg_try_advisory_lock(v_key);
+      perform pg_sleep(v_wait * (0.5 + random()));
+      v_wait := least(v_wait * 1.5, 0.5);
+      commit;
+      perform pg_catalog.set_config('search_path', c_pinned, true);
+    end loop;
+
+    v_steps := '[]';
+    loop
+      v_row := routeledger._ensure_declared(
+        (v_one ->> 'id')::oid::regclass, v_one ->> 'name', v_one ->> 'kind', v_one ->> 'predicate',
+        case when v_one -> 'columns' <> 'null' then array(select c from jsonb_array_elements_text(v_one -> 'columns') with ordinality x (c, n) order by n) end,
+        v_one -> 'options', false, coalesce(p_only_validate, false));
+      v_found := case when v_steps = '[]' then v_row -> 'found' else v_found end;
+      v_steps := v_steps || coalesce(v_row -> 'outcome', 'null');
+      raise notice '%', concat_ws(' ', v_one ->> 'target', v_one ->> 'name' || ':',
+        coalesce(v_row ->> 'outcome', 'failed'), '(' || coalesce(v_row ->> 'reason', v_row -> 'error' ->> 'message') || ')');
+      commit;
+      perform pg_catalog.set_config('search_path', c_pinned, true);
+      exit when v_row ->> 'next' is null or jsonb_array_length(v_steps) >= 20;
+    end loop;
+    perform pg_advisory_unlock(v_key);
+
+    p_results := p_results || (jsonb_build_object(
+      'target', v_one -> 'target', 'name', v_one -> 'name', 'kind', v_one -> 'kind', 'error', null, 'violations', null, 'definition', null, 'reason', null, 'next', null)
+      || v_row || jsonb_build_object('found', v_found, 'steps', v_steps));
+    if v_row -> 'error' ->> 'code' = '57014' then
+      raise exception using errcode = '57014', message = v_row -> 'error' ->> 'message',
+        hint = 'What was done is committed; the same call goes on.';
+    end if;
+  end loop;
+end
+$$;
+
+-- ==== 610_repairs.sql
+
+-- 610 · Repairs: rows that something else has written wrong are put right, and put back when that was wrong.
+--
+-- The undo of a repair is the inverse set of row differences, and is recorded as a repair itself: an undo can be
+-- undone, which repeats the repair. A row is put back byte for byte: it is found by its primary key, or by the whole
+-- row where there is none, compared as it is stored (`*=`, which tells 1.0 from 1.00 and compares json), and
+-- compared again after it is written.
+--
+-- What is done to the caller's own tables is done with the caller's privileges (SECURITY INVOKER) and, where their
+-- triggers and defaults may look, with the caller's search_path; the ledger's own tables are repaired by admins
+-- only. Row security that hides rows from the caller is an error: a repair that does not see all rows is none.
+--
+-- Lock order: the advisory lock of the repair, then its tables in the order of their images (share row exclusive:
+-- readers go on, writers wait; access exclusive where an index goes with the repair).
+
+-- Returns a search_path fit to run statements on behalf of the caller: the caller's, with temporary objects last
+-- unless it places them itself.
+-- Locks: none. Errors: none.
+create or replace function routeledger._path_with_temp(
+  p_path text
+)
+returns text
+language sql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select concat_ws(', ',
+    case when p_path ~ '\mpg_catalog\M' then null else 'pg_catalog' end,
+    nullif(p_path, ''),
+    case when p_path ~ '\mpg_temp\M' then null else 'pg_temp' end)
+$$;
+
+-- Returns how statements name the rows of one table: partitions belong to it, tables that inherit from it do not.
+-- Locks: none. Errors: none.
+create or replace function routeledger._rows_of(
+  p_table regclass
+)
+returns text
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return (
+    select case when c.relkind = 'p' then '' else 'only ' end || routeledger._qualified(c.oid)
+    from pg_class c
+    where c.oid = p_table);
+end
+$$;
+
+-- Compares the columns of an image with those that its table has now. names: the columns to write (those that are
+-- generated follow from them). lost: columns that are gone, of another type, or generated now. added: columns that
+-- the image does not know.
+-- Locks: none. Errors: none.
+create or replace function routeledger._written_columns(
+  p_target regclass,
+  p_columns jsonb,
+  out names text[],
+  out lost text[],
+  out added text[]
+)
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_now jsonb := routeledger._column_list(p_target);
+begin
+  select
+    array_agg(o.c ->> 'name' order by o.n),
+    coalesce(array_agg(o.c ->> 'name' order by o.n) filter (
+      where n.c is null or n.c ->> 'type' <> o.c ->> 'type' or (n.c ->> 'generated')::boolean), '{}')
+  into names, lost
+  from jsonb_array_elements(p_columns) with ordinality o (c, n)
+  left join jsonb_array_elements(v_now) n (c) on n.c ->> 'name' = o.c ->> 'name'
+  where not (o.c ->> 'generated')::boolean;
+  added := array(
+    select n.c ->> 'name'
+    from jsonb_array_elements(v_now) n (c)
+    where not (n.c ->> 'generated')::boolean and n.c ->> 'name' <> all (names));
+end
+$$;
+
+-- Returns columns as a comma-separated list, quoted, each written alias.column where an alias is given.
+-- Locks: none. Errors: none.
+create or replace function routeledger._listed(
+  p_names text[],
+  p_alias text default null
+)
+returns text
+language sql
+immutable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+  select string_agg(coalesce(p_alias || '.', '') || format('%I', u.name), ', ' order by u.n)
+  from unnest(p_names) with ordinality u (name, n)
+$$;
+
+-- Returns the columns of a table's primary key when all of them are among those given, else null.
+-- Locks: none. Errors: none.
+create or replace function routeledger._key_of(
+  p_target regclass,
+  p_columns jsonb
+)
+returns text[]
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return (
+    select case when bool_and(p_columns @> jsonb_build_array(jsonb_build_object('name', p.column_name)))
+      then array_agg(p.column_name order by p.n) end
+    from pg_index i
+    cross join lateral routeledger._index_parts(i.indexrelid) p
+    where i.indrelid = p_target and i.indisprimary and i.indisvalid);
+end
+$$;
+
+-- Returns the condition under which two rows have the same primary key, as its index compares them, or null when
+-- the table has none over the columns given.
+-- Locks: none. Errors: none.
+create or replace function routeledger._same_key(
+  p_target regclass,
+  p_columns jsonb,
+  p_left text,
+  p_right text
+)
+returns text
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return (
+    select string_agg(format('%s.%I %s %s.%I', p_left, p.column_name, p.equal_operator, p_right, p.column_name), ' and ' order by p.n)
+    from pg_index i
+    cross join lateral routeledger._index_parts(i.indexrelid) p
+    where i.indrelid = p_target and i.indisprimary and i.indisvalid
+      and routeledger._key_of(p_target, p_columns) is not null);
+end
+$$;
+
+-- Writes the net differences of an image into a new temporary table of the same columns. A collapse in many steps
+-- may touch a row more than once: its first state and its last one count, and that it was kept counts only where
+-- it was not touched otherwise. A row that somebody else changed between two steps is marked `broken`.
+-- Locks: none. Errors: none.
+create or replace function routeledger._net_image(
+  p_net text,
+  p_target regclass,
+  p_image text,
+  p_prefix text,
+  p_columns jsonb
+)
+returns void
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_key text[] := routeledger._key_of(p_target, p_columns);
+  v_names text[] := array(select c ->> 'name' from jsonb_array_elements(p_columns) with ordinality u (c, n) order by n);
+  v_parts jsonb := jsonb_build_object(
+    'net', p_net, 'image', p_image, 'names', routeledger._listed(v_names), 'of_image', routeledger._listed(v_names, 'i'),
+    'key', routeledger._listed(v_key, 'i'), 'no', quote_ident(p_prefix || 'no'), 'what', quote_ident(p_prefix || 'what'),
+    'p', p_prefix);
+begin
+  execute routeledger._fill('create temporary table {net} on commit drop as select * from {image} with no data', v_parts);
+  if v_key is not null then
+    execute routeledger._fill($q$
+      insert into {net}
+      with seen as (
+        select
+          {of_image}, i.{no}, i.{what},
+          row({of_image})::record as {p}r,
+          bool_or(i.{what} <> 'kept') over (partition by {key}) as {p}touched,
+          lag(row({of_image})::record) over up as {p}earlier,
+          lag(i.{what}) over up as {p}earlier_what,
+          first_value(i.{no}) over up as {p}first_no,
+          first_value(i.{what}) over up as {p}first_what,
+          first_value(i.{what}) over down as {p}last_what,
+          row_number() over up as {p}up,
+          row_number() over down as {p}down
+        from {image} i
+        window
+          up as (partition by {key}, i.{what} = 'kept' order by i.{no}, i.{what} = 'after'),
+          down as (partition by {key}, i.{what} = 'kept' order by i.{no} desc, i.{what} <> 'after')
+      )
+      select {names}, {p}first_no, case when {p}last_what = 'removed' then 'removed' else 'before' end
+      from seen where {what} in ('before', 'removed') and {p}up = 1
+      union all
+      select {names}, {p}first_no, case when {p}first_what = 'added' then 'added' else 'after' end
+      from seen where {what} in ('after', 'added') and {p}down = 1
+      union all
+      select {names}, {no}, 'kept'
+      from seen where {what} = 'kept' and {p}down = 1 and not {p}touched
+      union all
+      select {names}, {no}, 'broken'
+      from seen where {what} in ('before', 'removed') and {p}earlier_what in ('after', 'added') and not {p}earlier *= {p}r
+    $q$, v_parts);
+  else
+    execute routeledger._fill($q$
+      insert into {net}
+      select {of_image}, i.{no}, i.{what} from {image} i where i.{what} <> 'kept'
+      union all
+      (
+        select distinct on (row({of_image})::text) {of_image}, i.{no}, i.{what}
+        from {image} i
+        where i.{what} = 'kept'
+          and row({of_image})::text not in (select row({of_image})::text from {image} i where i.{what} in ('removed', 'before'))
+        order by row({of_image})::text, i.{no} desc
+      )
+    $q$, v_parts);
+  end if;
+  execute routeledger._fill('analyze {net}', v_parts);
+end
+$$;
+
+-- Finds the rows that an image speaks of (those that p_whats names) among the rows of its table, and writes each
+-- into p_work: where it is, and whether it is the `same` byte for byte, `changed` (same primary key) or `gone`.
+-- Without a primary key equal rows are paired one to one, and a row that changed is gone.
+-- Locks: none. Errors: none.
+create or replace function routeledger._locate(
+  p_work text,
+  p_n integer,
+  p_target regclass,
+  p_image text,
+  p_prefix text,
+  p_columns jsonb,
+  p_names text[],
+  p_whats text[]
+)
+returns void
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_key text := routeledger._same_key(p_target, p_columns, 'l', 'i');
+  v_parts jsonb := jsonb_build_object(
+    'work', p_work, 'rows', routeledger._rows_of(p_target), 'image', p_image, 'key', v_key,
+    'no', format('i.%I', p_prefix || 'no'), 'what', format('i.%I', p_prefix || 'what'),
+    'of_image', routeledger._listed(p_names, 'i'), 'of_row', routeledger._listed(p_names, 'l'));
+begin
+  if v_key is not null then
+    execute routeledger._fill($q$
+      insert into {work} (n, no, what, tab, tid, state)
+      select $1, {no}, {what}, l.tableoid, l.ctid,
+        case when l.tableoid is null then 'gone' when row({of_row})::record *= row({of_image})::record then 'same' else 'changed' end
+      from {image} i
+      left join {rows} l on {key}
+      where {what} = any ($2)
+      order by {no}
+    $q$, v_parts) using p_n, p_whats;
+    return;
+  end if;
+
+  -- Equal rows are the same text, so a hash of it finds them; which of several equal rows is meant does not matter,
+  -- and the k-th of one side takes the k-th of the other. rank() goes by the bytes, for types without equality.
+  execute routeledger._fill($q$
+    insert into {work} (n, no, what, tab, tid, state)
+    with image as materialized (
+      select {no} as no, {what} as what, row({of_image})::record as r, hashtextextended(row({of_image})::text, 0) as h
+      from {image} i
+      where {what} = any ($2)
+    ),
+    live as materialized (
+      select l.tableoid as tab, l.ctid as tid, row({of_row})::record as r, hashtextextended(row({of_row})::text, 0) as h
+      from {rows} l
+      where hashtextextended(row({of_row})::text, 0) in (select x.h from image x)
+    ),
+    ranked_image as (
+      select x.*, row_number() over (order by x.h, x.r using operator(*<), x.no, x.what) - rank() over (order by x.h, x.r using operator(*<)) as k
+      from image x
+    ),
+    ranked_live as (
+      select x.*, row_number() over (order by x.h, x.r using operator(*<), x.tab, x.tid) - rank() over (order by x.h, x.r using operator(*<)) as k
+      from live x
+    )
+    select $1, x.no, x.what, y.tab, y.tid, case when y.tab is null then 'gone' else 'same' end
+    from ranked_image x
+    left join ranked_live y on y.h = x.h and y.k = x.k and y.r *= x.r
+    order by x.no
+  $q$, v_parts) using p_n, p_whats;
+end
+$$;
+
+-- Counts the pairs in which two queries of one record `r` each differ, byte for byte, when both are put in order:
+-- 0 when they return the same rows, each as often.
+-- Locks: none. Errors: none.
+create or replace function routeledger._differences(
+  p_one text,
+  p_other text
+)
+returns bigint
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_differences bigint;
+begin
+  execute routeledger._fill(
+    $q$
+      select count(*)
+      from (select x.r, row_number() over (order by x.r using operator(*<)) as k from ({one}) x) a
+      full join (select x.r, row_number() over (order by x.r using operator(*<)) as k from ({other}) x) b on b.k = a.k
+      where a.k is null or b.k is null or not a.r *= b.r
+    $q$,
+    jsonb_build_object('one', p_one, 'other', p_other))
+  into v_differences;
+  return v_differences;
+end
+$$;
+
+-- Returns the rows that refer by a foreign key to rows of a table that are about to go, as a JSON array of
+-- constraint, table and number of rows. Rows that go themselves do not count.
+-- Locks: none. Errors: none.
+create or replace function routeledger._references_to(
+  p_target regclass,
+  p_work text,
+  p_n integer
+)
+returns jsonb
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_found jsonb := '[]'::jsonb;
+  v_key record;
+  v_rows bigint;
+begin
+  for v_key in
+    select
+      c.conname, c.conrelid::regclass as child,
+      string_agg(format('t.%I operator(%I.%s) c.%I', p.attname, m.nspname, o.oprname, f.attname), ' and ' order by k.n) as matches
+    from pg_constraint c
+    cross join unnest(c.conkey, c.confkey, c.conpfeqop) with ordinality k (child_column, parent_column, equal_operator, n)
+    join pg_attribute f on f.attrelid = c.conrelid and f.attnum = k.child_column
+    join pg_attribute p on p.attrelid = c.confrelid and p.attnum = k.parent_column
+    join pg_operator o on o.oid = k.equal_operator
+    join pg_namespace m on m.oid = o.oprnamespace
+    where c.contype = 'f' and c.conparentid = 0
+      and (c.confrelid = p_target or c.confrelid in (select a.relid from pg_partition_ancestors(p_target) a))
+    group by c.oid, c.conname, c.conrelid
+    order by c.conrelid::regclass::text, c.conname
+  loop
+    execute routeledger._fill($q$
+      select count(*)
+      from {child} c
+      where exists (
+          select from {rows} t join {work} w on w.tab = t.tableoid and w.tid = t.ctid
+          where w.n = $1 and w.what = 'added' and {matches})
+        and not exists (select from {work} w where w.n = $1 and w.what = 'added' and w.tab = c.tableoid and w.tid = c.ctid)
+    $q$, jsonb_build_object(
+      'child', routeledger._rows_of(v_key.child), 'rows', routeledger._rows_of(p_target), 'work', p_work, 'matches', v_key.matches))
+    into v_rows using p_n;
+    if v_rows > 0 then
+      v_found := v_found || jsonb_build_object('constraint', v_key.conname, 'table', routeledger._qualified(v_key.child), 'rows', v_rows);
+    end if;
+  end loop;
+  return v_found;
+end
+$$;
+
+-- Returns the names of the triggers on a table that are not the server's own, as a JSON array.
+-- Locks: none. Errors: none.
+create or replace function routeledger._triggers_of(
+  p_target regclass
+)
+returns jsonb
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  return (
+    select coalesce(jsonb_agg(t.tgname order by t.tgname), '[]')
+    from pg_trigger t
+    where t.tgrelid = p_target and not t.tgisinternal and t.tgenabled <> 'D');
+end
+$$;
+
+-- Says whether the index of a repair stands as the repair noted it: `same`, `other` (another definition or another
+-- table), `none`.
+-- Locks: none. Errors: none.
+create or replace function routeledger._index_state(
+  p_target regclass,
+  p_index jsonb
+)
+returns text
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  perform set_config('search_path', 'pg_catalog, pg_temp', true);  -- what is printed names the rest in full
+  return coalesce((
+    select case when i.indrelid = p_target and pg_get_indexdef(c.oid) = p_index ->> 'definition' then 'same' else 'other' end
+    from pg_class c
+    join pg_namespace n on n.oid = c.relnamespace
+    left join pg_index i on i.indexrelid = c.oid
+    where n.nspname = p_index ->> 'schema' and c.relname = p_index ->> 'name'), 'none');
+end
+$$;
+
+-- Returns the statements that take the index of a repair away, or that make it again, with its constraint and its
+-- comments where it had them.
+-- Locks: none. Errors: none.
+create or replace function routeledger._index_statements(
+  p_target regclass,
+  p_index jsonb,
+  p_create boolean
+)
+returns text[]
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+set quote_all_identifiers = off
+as $$
+declare
+  v_table text := routeledger._qualified(p_target);
+  v_only text := format('CREATE UNIQUE INDEX %I ON ONLY ', p_index ->> 'name');
+begin
+  if not p_create then
+    return array[case
+      when p_index ? 'constraint' then format('alter table %s drop constraint %I', v_table, p_index ->> 'constraint')
+      else format('drop index %I.%I', p_index ->> 'schema', p_index ->> 'name') end];
+  end if;
+  return array_remove(array[
+    -- the index of a partitioned table is printed as that of the root alone; made like that it would not be valid
+    case when starts_with(p_index ->> 'definition', v_only)
+      then format('CREATE UNIQUE INDEX %I ON ', p_index ->> 'name') || substr(p_index ->> 'definition', length(v_only) + 1)
+      else p_index ->> 'definition' end,
+    case when p_index ? 'constraint' then
+      format('alter table %s add constraint %I unique using index %I', v_table, p_index ->> 'constraint', p_index ->> 'name') end,
+    case when p_index ? 'comment' then
+      format('comment on index %I.%I is %L', p_index ->> 'schema', p_index ->> 'name', p_index ->> 'comment') end,
+    case when p_index ? 'constraint_comment' then
+      format('comment on constraint %I on %s is %L', p_index ->> 'constraint', v_table, p_index ->> 'constraint_comment') end], null);
+end
+$$;
+
+-- Undoes a repair; see undo_repair(). Runs with the privileges of whoever calls it; triggers and defaults of the
+-- tables see p_path.
+-- Locks: the advisory lock of the repair, then its tables. Errors: as undo_repair().
+create or replace function routeledger._undo(
+  p_id bigint,
+  p_force boolean,
+  p_reason text,
+  p_dry_run boolean,
+  p_path text
+)
+returns table (
+  repair_id bigint,
+  restored bigint,
+  removed bigint,
+  changed bigint,
+  conflicts jsonb
+)
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+set row_security = off
+as $$
+#variable_conflict use_column
+declare
+  c_own constant text := current_setting('search_path');
+  c_checked constant integer := 1000000;
+  c_work constant text := format('pg_temp.%I', 'routeledger_undo_' || p_id);
+  v_read record;
+  v_repair routeledger.repairs;
+  v_images jsonb[] := array[]::jsonb[];
+  v_image jsonb;
+  v_parts jsonb;
+  v_main regclass;
+  v_target regclass;
+  v_columns record;
+  v_made record;
+  v_hard boolean := false;
+  v_index jsonb;
+  v_index_state text;
+  v_index_step text;
+  v_found bigint := 0;
+  v_listed jsonb;
+  v_count bigint;
+  v_set text[];
+  v_undo bigint;
+  v_before bigint;
+  v_after bigint;
+  v_statement text;
+  v_state text;
+  v_message text;
+  v_detail text;
+  v_constraint text;
+begin
+  repair_id := null;
+  restored := 0;
+  removed := 0;
+  changed := 0;
+  conflicts := '[]'::jsonb;
+  if not p_dry_run then
+    perform pg_advisory_xact_lock(hashtextextended('routeledger.repair:' || p_id, 0));
+  end if;
+  select r.repair, r.images into v_read from routeledger._read_repair(p_id) r;
+  v_repair := v_read.repair;
+  if v_repair.id is null then
+    perform routeledger._raise('RL206', jsonb_build_object('repair_id', p_id));
+  elsif v_repair.state = 'undone' then
+    perform routeledger._raise('RL312', jsonb_build_object('repair_id', p_id, 'undone_by', v_repair.undone_by));
+  elsif v_repair.images_dropped_at is not null then
+    perform routeledger._raise('RL311', jsonb_build_object('repair_id', p_id, 'images_dropped_at', v_repair.images_dropped_at));
+  end if;
+
+  v_main := to_regclass(v_repair.target);
+  if v_main is null then
+    v_hard := true;
+    conflicts := conflicts || jsonb_build_object('table', v_repair.target, 'reason', 'table_missing');
+  end if;
+  for v_image in select e from jsonb_array_elements(v_read.images) e order by (e ->> 'n')::integer loop
+    v_target := to_regclass(v_image ->> 'target');
+    if v_target is null then
+      if v_image ->> 'target' <> v_repair.target then
+        v_hard := true;
+        conflicts := conflicts || jsonb_build_object('table', v_image ->> 'target', 'reason', 'table_missing');
+      end if;
+      continue;
+    end if;
+    select w.names, w.lost, w.added into v_columns from routeledger._written_columns(v_target, v_image -> 'columns') w;
+    if cardinality(v_columns.lost) > 0 then
+      v_hard := true;
+      conflicts := conflicts || jsonb_build_object('table', v_image ->> 'target', 'reason', 'columns_changed', 'columns', v_columns.lost);
+      continue;
+    elsif cardinality(v_columns.added) > 0 then
+      conflicts := conflicts || jsonb_build_object('table', v_image ->> 'target', 'reason', 'columns_added', 'columns', v_columns.added);
+    end if;
+    v_images := v_images || (v_image || jsonb_build_object('oid', v_target::oid, 'names', v_columns.names));
+  end loop;
+  v_found := jsonb_array_length(conflicts);
+  if v_hard and p_dry_run then
+    return next;
+    return;
+  elsif v_hard or (v_found > 0 and not p_force and not p_dry_run) then
+    perform routeledger._raise('RL310', jsonb_build_object('repair_id', p_id, 'conflicts', v_found, 'can_be_forced', not v_hard, 'rows', conflicts));
+  end if;
+
+  -- The index: what the repair made goes, what an undo dropped comes back.
+  v_index := v_repair.details -> 'index';
+  v_index_state := case when v_index is not null then routeledger._index_state(v_main, v_index) end;
+  v_index_step := case
+    when v_repair.details ->> 'index_action' = 'dropped' then case v_index_state when 'none' then 'created' end
+    else case v_index_state when 'same' then 'dropped' end end;
+  if v_index_state = 'other' then
+    v_found := v_found + 1;
+    conflicts := conflicts || jsonb_build_object('table', v_repair.target, 'reason', 'index_changed', 'index', v_index ->> 'name');
+  end if;
+
+  if not p_dry_run then
+    perform routeledger._run_locked(
+      v_main,
+      array(
+        select format('lock table %s in %s mode', routeledger._rows_of(t.id),
+          case when t.id = v_main and (v_index_step = 'dropped' or (v_index_step = 'created' and v_index ? 'constraint'))
+            then 'access exclusive' else 'share row exclusive' end)
+        from (
+          select u.n, (u.e ->> 'oid')::oid::regclass from unnest(v_images) with ordinality u (e, n)
+          union all
+          select 0, v_main
+        ) t (n, id)
+        group by t.id
+        order by min(t.n)),
+      interval '1 second', 10);
+    if v_index is not null and routeledger._index_state(v_main, v_index) <> v_index_state then
+      -- somebody was faster: nothing has been done yet, and the next call sees what there is now
+      perform routeledger._raise('RL310', jsonb_build_object('repair_id', p_id, 'conflicts', 1, 'can_be_forced', true, 'rows', jsonb_build_array(
+        jsonb_build_object('table', v_repair.target, 'reason', 'index_changed', 'index', v_index ->> 'name'))));
+    end if;
+  end if;
+
+  -- where the rows are, and what has become of them
+  perform routeledger._share_images(p_id);
+  execute format(
+    'create temporary table %s (k bigint generated always as identity, n integer, no bigint, what text, tab oid, tid tid, state text) on commit drop', c_work);
+  for i in 1 .. cardinality(v_images) loop
+    v_image := v_images[i];
+    v_target := (v_image ->> 'oid')::oid::regclass;
+    if v_repair.kind = 'collapse' then
+      v_image := v_image || jsonb_build_object('image', format('pg_temp.%I', format('routeledger_undo_%s_%s', p_id, v_image ->> 'n')), 'net', true);
+      perform routeledger._net_image(v_image ->> 'image', v_target, v_images[i] ->> 'image', v_image ->> 'prefix', v_image -> 'columns');
+    end if;
+    v_image := v_image || jsonb_build_object('parts', jsonb_build_object(
+      'work', c_work, 'n', v_image ->> 'n', 'image', v_image ->> 'image',
+      'table', routeledger._qualified(v_target), 'rows', routeledger._rows_of(v_target),
+      'key', routeledger._same_key(v_target, v_image -> 'columns', 'l', 'i'),
+      'no', format('i.%I', (v_image ->> 'prefix') || 'no'),
+      'what', format('i.%I', (v_image ->> 'prefix') || 'what'),
+      'names', routeledger._listed(array(select jsonb_array_elements_text(v_image -> 'names'))),
+      'of_image', routeledger._listed(array(select jsonb_array_elements_text(v_image -> 'names')), 'i'),
+      'of_row', routeledger._listed(array(select jsonb_array_elements_text(v_image -> 'names')), 'l'),
+      'of_new', routeledger._listed(array(select jsonb_array_elements_text(v_image -> 'names')), 'j'),
+      'all', routeledger._image_columns(v_target),
+      'all_of_row', routeledger._image_columns(v_target, 'l')));
+    v_images[i] := v_image;
+    v_parts := v_image -> 'parts';
+    perform routeledger._locate(c_work, (v_image ->> 'n')::integer, v_target, v_image ->> 'image', v_image ->> 'prefix', v_image -> 'columns',
+      array(select jsonb_array_elements_text(v_image -> 'names')), '{after,added,kept}');
+    execute routeledger._fill($q$
+      insert into {work} (n, no, what, state) select {n}, {no}, 'broken', 'changed' from {image} i where {what} = 'broken' order by {no}
+    $q$, v_parts);
+    if v_parts ->> 'key' is not null then
+      execute routeledger._fill($q$
+        insert into {work} (n, no, what, tab, tid, state)
+        select {n}, {no}, 'taken', l.tableoid, l.ctid, 'taken'
+        from {image} i
+        join {rows} l on {key}
+        where {what} = 'removed'
+          and not exists (select from {work} w where w.n = {n} and w.what = 'added' and w.tab = l.tableoid and w.tid = l.ctid)
+        order by {no}
+      $q$, v_parts);
+    end if;
+    execute routeledger._fill($q$
+      with x as (
+        select w.*, count(*) over () as of_all from {work} w where w.n = {n} and w.state <> 'same' order by w.k limit 20
+      )
+      select
+        coalesce(max(x.of_all), 0),
+        jsonb_agg(jsonb_build_object(
+          'table', $1, 'row_no', x.no, 'reason', x.state, 'expected', left(row({of_image})::text, 1000),
+          'found', case when l.tableoid is not null then left(row({of_row})::text, 1000) end) order by x.k)
+      from x
+      join {image} i on {no} = x.no and {what} = case x.what when 'taken' then 'removed' else x.what end
+      left join {rows} l on l.tableoid = x.tab and l.ctid = x.tid
+    $q$, v_parts) into v_count, v_listed using v_image ->> 'target';
+    v_found := v_found + v_count;
+    conflicts := conflicts || coalesce((
+      select jsonb_agg(u.e order by u.n)
+      from jsonb_array_elements(v_listed) with ordinality u (e, n)
+      where u.n <= 20 - jsonb_array_length(conflicts)), '[]');
+  end loop;
+  execute format('analyze %s', c_work);
+
+  if p_dry_run then
+    foreach v_image in array v_images loop
+      execute routeledger._fill($q$
+        select
+          $1 + count(*) filter (where {what} = 'removed'),
+          $2 + count(*) filter (where {what} = 'added'),
+          $3 + count(*) filter (where {what} = 'after')
+        from {image} i
+      $q$, v_image -> 'parts') into restored, removed, changed using restored, removed, changed;
+      if v_image ? 'net' then
+        execute format('drop table %s', v_image ->> 'image');
+      end if;
+    end loop;
+    execute format('drop table %s', c_work);
+    return next;
+    return;
+  elsif v_found > 0 and not p_force then
+    perform routeledger._raise('RL310', jsonb_build_object('repair_id', p_id, 'conflicts', v_found, 'can_be_forced', true, 'rows', conflicts));
+  end if;
+
+  v_undo := routeledger._open_repair(
+    'undo', v_main, coalesce(p_reason, format('undo of repair %s', p_id)), jsonb_build_object('forced', v_found), p_id);
+  for i in 1 .. cardinality(v_images) loop
+    v_target := (v_images[i] ->> 'oid')::oid::regclass;
+    select x.image, x.prefix into v_made from routeledger._image_of(v_undo, v_target) x;
+    v_images[i] := jsonb_set(
+      v_images[i] || jsonb_build_object('new_image', routeledger._qualified(v_made.image), 'new_prefix', v_made.prefix), '{parts}',
+      v_images[i] -> 'parts' || jsonb_build_object(
+        'new_image', routeledger._qualified(v_made.image),
+        'new_no', quote_ident(v_made.prefix || 'no'),
+        'new_what', quote_ident(v_made.prefix || 'what')));
+  end loop;
+  execute format('select count(*) from %s', routeledger._rows_of(v_main)) into v_before;
+
+  begin
+    if v_index_step = 'dropped' then
+      perform routeledger._note_index(v_undo, format('%I.%I', v_index ->> 'schema', v_index ->> 'name')::regclass);
+      foreach v_statement in array routeledger._index_statements(v_main, v_index, false) loop
+        execute v_statement;
+      end loop;
+    end if;
+
+    -- 1: rows come back before others refer to them again; 2: rows are what they were; 3: rows go after nobody refers to
+    -- them any more, those of the table that was noted last first.
+    for v_step in 1 .. 3 loop
+      for v_image in
+        select u.e from unnest(v_images) with ordinality u (e, n) order by case when v_step = 3 then -u.n else u.n end
+      loop
+        v_target := (v_image ->> 'oid')::oid::regclass;
+        v_parts := v_image -> 'parts';
+        if v_step = 1 then
+          v_parts := v_parts || jsonb_build_object('source', routeledger._fill($q$
+            from {image} i
+            where ({what} operator(pg_catalog.=) 'removed' and not exists (
+                select from {work} w
+                where w.n operator(pg_catalog.=) {n} and w.no operator(pg_catalog.=) {no} and w.what operator(pg_catalog.=) 'taken'))
+              or ({what} operator(pg_catalog.=) 'before' and exists (
+                select from {work} w
+                where w.n operator(pg_catalog.=) {n} and w.no operator(pg_catalog.=) {no}
+                  and w.what operator(pg_catalog.=) 'after' and w.state operator(pg_catalog.=) 'gone'))
+          $q$, v_parts));
+          perform set_config('search_path', p_path, true);
+          execute routeledger._fill($q$
+            with put as (
+              insert into {table} ({names}) overriding system value
+              select {of_image} {source} order by {no}
+              returning {all}
+            )
+            insert into {new_image} select {all}, pg_catalog.row_number() over (), 'added' from put
+          $q$, v_parts);
+          get diagnostics v_count = row_count;
+          perform set_config('search_path', c_own, true);
+          restored := restored + v_count;
+          v_count := routeledger._differences(
+            routeledger._fill('select row({of_image})::record as r {source}', v_parts),
+            routeledger._fill('select row({of_new})::record as r from {new_image} j where j.{new_what} = ''added''', v_parts));
+
+        elsif v_step = 2 then
+          execute routeledger._fill($q$
+            insert into {new_image}
+            select {all_of_row}, w.k, case w.what when 'kept' then 'kept' else 'before' end
+            from {work} w
+            join {rows} l on l.tableoid = w.tab and l.ctid = w.tid
+            where w.n = {n} and ((w.what = 'kept' and w.state = 'same') or (w.what in ('after', 'taken') and w.state <> 'gone'))
+            order by w.k
+          $q$, v_parts);
+          -- only the columns that differ are set: no trigger and no key is touched without need
+          v_parts := v_parts || jsonb_build_object('pairs', routeledger._fill($q$
+            {work} w
+            join {image} i on {no} operator(pg_catalog.=) w.no
+              and {what} operator(pg_catalog.=) case when w.what operator(pg_catalog.=) 'taken' then 'removed' else 'before' end
+          $q$, v_parts));
+          execute routeledger._fill($q$
+            select array_remove(array[{differs}], null)
+            from {pairs}
+            join {rows} l on l.tableoid = w.tab and l.ctid = w.tid
+            where w.n = {n} and w.what in ('after', 'taken') and w.state <> 'gone'
+          $q$, v_parts || jsonb_build_object('differs', (
+            select string_agg(format('case when bool_or(not row(l.%1$I)::record *= row(i.%1$I)::record) then %1$L end', c), ', ')
+            from jsonb_array_elements_text(v_image -> 'names') c)))
+          into v_set;
+          if cardinality(v_set) > 0 then
+            perform set_config('search_path', p_path, true);
+            execute routeledger._fill($q$
+              with put as (
+                update {rows} l
+                set {set}
+                from {pairs}
+                where l.tableoid operator(pg_catalog.=) w.tab and l.ctid operator(pg_catalog.=) w.tid
+                  and w.n operator(pg_catalog.=) {n} and w.what operator(pg_catalog.=) any ($1) and w.state operator(pg_catalog.<>) 'gone'
+                returning {all_of_row}, w.k as {new_no}
+              )
+              insert into {new_image} select {all}, {new_no}, 'after' from put
+            $q$, v_parts || jsonb_build_object('set', (select string_agg(format('%1$I = i.%1$I', s), ', ') from unnest(v_set) s)))
+            using '{after,taken}'::text[];
+            get diagnostics v_count = row_count;
+            perform set_config('search_path', c_own, true);
+          else
+            execute routeledger._fill($q$
+              insert into {new_image} select {all}, {new_no}, 'after' from {new_image} j where j.{new_what} = 'before'
+            $q$, v_parts);
+            get diagnostics v_count = row_count;
+          end if;
+          changed := changed + v_count;
+          execute routeledger._fill($q$
+            select count(*)
+            from {pairs}
+            left join {new_image} j on j.{new_no} = w.k and j.{new_what} = 'after'
+            where w.n = {n} and w.what in ('after', 'taken') and w.state <> 'gone'
+              and (j.{new_no} is null or not row({of_new})::record *= row({of_image})::record)
+          $q$, v_parts) into v_count;
+
+        else
+          v_parts := v_parts || jsonb_build_object('going', routeledger._fill($q$
+            l.tableoid operator(pg_catalog.=) w.tab and l.ctid operator(pg_catalog.=) w.tid
+              and w.n operator(pg_catalog.=) {n} and w.what operator(pg_catalog.=) 'added' and w.state operator(pg_catalog.<>) 'gone'
+          $q$, v_parts));
+          -- locked, so that nobody comes to refer to them while it is counted who does
+          execute routeledger._fill('select from {rows} l, {work} w where {going} for update of l', v_parts);
+          v_listed := routeledger._references_to(v_target, c_work, (v_image ->> 'n')::integer);
+          if v_listed <> '[]' then
+            perform routeledger._raise('RL310', jsonb_build_object('repair_id', p_id, 'can_be_forced', false, 'rows', jsonb_build_array(
+              jsonb_build_object('table', v_image ->> 'target', 'reason', 'referenced', 'by', v_listed))));
+          end if;
+          perform set_config('search_path', p_path, true);
+          execute routeledger._fill($q$
+            with put as (
+              delete from {rows} l using {work} w where {going} returning {all_of_row}, w.k as {new_no}
+            )
+            insert into {new_image} select {all}, {new_no}, 'removed' from put
+          $q$, v_parts);
+          get diagnostics v_count = row_count;
+          perform set_config('search_path', c_own, true);
+          removed := removed + v_count;
+          execute routeledger._fill($q$
+            select count(*) - $1 from {work} w where w.n = {n} and w.what = 'added' and w.state <> 'gone'
+          $q$, v_parts) into v_count using v_count;
+        end if;
+
+        if v_count <> 0 then
+          perform routeledger._raise('RL313', jsonb_build_object(
+            'repair_id', p_id, 'table', v_image ->> 'target', 'step', (array['insert', 'update', 'delete'])[v_step], 'rows', v_count,
+            'reason', 'the rows are not as the image has them once they are written',
+            'triggers', routeledger._triggers_of(v_target)));
+        end if;
+      end loop;
+    end loop;
+
+    if v_index_step = 'created' then
+      foreach v_statement in array routeledger._index_statements(v_main, v_index, true) loop
+        execute v_statement;
+      end loop;
+      perform routeledger._note_index(v_undo, format('%I.%I', v_index ->> 'schema', v_index ->> 'name')::regclass);
+    end if;
+  exception
+    when integrity_constraint_violation or dependent_objects_still_exist then
+      get stacked diagnostics
+        v_state = returned_sqlstate, v_message = message_text, v_detail = pg_exception_detail, v_constraint = constraint_name;
+      perform routeledger._raise('RL310', jsonb_build_object('repair_id', p_id, 'can_be_forced', false, 'rows', jsonb_build_array(jsonb_strip_nulls(
+        jsonb_build_object(
+          'table', v_repair.target, 'reason', 'refused', 'sqlstate', v_state, 'message', v_message,
+          'constraint', nullif(v_constraint, ''), 'detail', nullif(v_detail, ''))))));
+  end;
+
+  -- what was written is what is there now, also after the triggers of all the tables
+  foreach v_image in array v_images loop
+    v_target := (v_image ->> 'oid')::oid::regclass;
+    select w.names into v_columns from routeledger._written_columns(v_target, routeledger._column_list(v_target)) w;
+    perform routeledger._locate(c_work, c_checked + (v_image ->> 'n')::integer, v_target, v_image ->> 'new_image', v_image ->> 'new_prefix',
+      routeledger._column_list(v_target), v_columns.names, '{after,added,kept}');
+    execute format('select count(*) from %s w where w.n = $1 and w.state <> $2', c_work)
+    into v_count using c_checked + (v_image ->> 'n')::integer, 'same';
+    if v_count > 0 then
+      perform routeledger._raise('RL313', jsonb_build_object(
+        'repair_id', p_id, 'table', v_image ->> 'target', 'rows', v_count, 'reason', 'rows are not as they were left',
+        'triggers', routeledger._triggers_of(v_target)));
+    end if;
+    if v_image ? 'net' then
+      execute format('drop table %s', v_image ->> 'image');
+    end if;
+  end loop;
+  execute format('drop table %s', c_work);
+  execute format('select count(*) from %s', routeledger._rows_of(v_main)) into v_after;
+
+  perform routeledger._mark_undone(p_id, v_undo);
+  perform routeledger._close_repair(
+    v_undo, v_before, v_after, removed, changed, restored, jsonb_strip_nulls(jsonb_build_object('index_action', v_index_step)));
+  repair_id := v_undo;
+  return next;
+end
+$$;
+
+-- Undoes a repair of the ledger's own tables, with the privileges of their owner; for admins. A role that is bound to
+-- tenants undoes its own repairs only.
+-- Locks: as _undo(). Errors: as undo_repair(), RL110, 42501.
+create or replace function routeledger._undo_in_ledger(
+  p_id bigint,
+  p_force boolean,
+  p_reason text,
+  p_dry_run boolean
+)
+returns table (
+  repair_id bigint,
+  restored bigint,
+  removed bigint,
+  changed bigint,
+  conflicts jsonb
+)
+language plpgsql
+volatile
+parallel unsafe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_repair routeledger.repairs;
+begin
+  select r.* into v_repair from routeledger.repairs r where r.id = p_id;
+  if not routeledger._is_admin(routeledger._caller_role())
+    or exists (
+      select
+      from (select v_repair.target union select i.target from routeledger.repair_images i where i.repair_id = p_id) t (name)
+      where not exists (select from pg_class c where c.oid = to_regclass(t.name) and c.relnamespace = 'routeledger'::regnamespace))
+  then
+    raise exception using
+      errcode = '42501',
+      message = 'permission denied: a repair of the ledger is undone by an admin',
+      detail = jsonb_build_object('repair_id', p_id, 'role', routeledger._caller_role())::text,
+      hint = 'Call as a member of routeledger_admin, or as the owner of the schema.';
+  elsif routeledger.bound_tenants() is not null and v_repair.role_name <> routeledger._caller_role() then
+    perform routeledger._raise('RL110', jsonb_build_object('repair_id', p_id, 'role', v_repair.role_name));
+  end if;
+  return query select u.* from routeledger._undo(p_id, p_force, p_reason, p_dry_run, 'pg_catalog, routeledger, pg_temp') u;
+end
+$$;
+
+-- Checks the arguments of undo_repair() and lets the right role do it.
+-- Locks: as _undo(). Errors: as undo_repair().
+create or replace function routeledger._undo_repair(
+  p_id bigint,
+  p_force boolean,
+  p_reason text,
+  p_dry_run boolean,
+  p_path text
+)
+returns table (
+  repair_id bigint,
+  restored bigint,
+  removed bigint,
+  changed bigint,
+  conflicts jsonb
+)
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_target text;
+begin
+  if p_id is null then
+    perform routeledger._raise_fault('RL101 id');
+  elsif p_force is null then
+    perform routeledger._raise_fault('RL101 force');
+  elsif p_dry_run is null then
+    perform routeledger._raise_fault('RL101 dry_run');
+  elsif p_force and not routeledger._is_admin(routeledger._caller_role()) then
+    raise exception using
+      errcode = '42501',
+      message = 'permission denied: only an admin undoes a repair over later changes',
+      detail = jsonb_build_object('repair_id', p_id, 'role', routeledger._caller_role())::text,
+      hint = 'Leave p_force out, or call as a member of routeledger_admin.';
+  end if;
+  select (r.repair).target into v_target from routeledger._read_repair(p_id) r;
+  if exists (select from pg_class c where c.oid = to_regclass(v_target) and c.relnamespace = 'routeledger'::regnamespace) then
+    return query select u.* from routeledger._undo_in_ledger(p_id, p_force, p_reason, p_dry_run) u;
+  else
+    return query select u.* from routeledger._undo(p_id, p_force, p_reason, p_dry_run, routeledger._path_with_temp(p_path)) u;
+  end if;
+end
+$$;
+
+-- Takes a repair back: rows that it removed are restored byte for byte, rows that it changed are what they were, rows
+-- that it added are gone, and so is the index that it made possible; or nothing is done at all. The undo is a repair
+-- itself (repair_id): its own undo repeats the first one, the index included.
+--
+-- Where rows have changed since, RL310 lists them (at most 20, and how many there are); p_force, for admins,
+-- overwrites them, and their images are kept too. With p_dry_run nothing is changed: the row says what would be done,
+-- and what is in the way. conflicts has the reason of each: changed, gone, taken (the key is in use again),
+-- index_changed, columns_added, and what cannot be forced: columns_changed, table_missing, referenced, refused.
+-- Generated columns follow by themselves.
+-- Locks: the advisory lock of the repair, then its tables (share row exclusive; access exclusive where its index goes
+-- or a constraint comes back), for each at most 1 second, ten times.
+-- Errors: RL101, RL108, RL110, RL206, RL310, RL311, RL312, RL313, 42501, 55P03, and what triggers of the tables raise.
+create or replace function routeledger.undo_repair(
+  p_id bigint,
+  p_force boolean default false,
+  p_reason text default null,
+  p_dry_run boolean default false
+)
+returns table (
+  repair_id bigint,
+  restored bigint,
+  removed bigint,
+  changed bigint,
+  conflicts jsonb
+)
+language sql
+volatile
+parallel unsafe
+security invoker
+as $$
+  select u.repair_id, u.restored, u.removed, u.changed, u.conflicts
+  from routeledger._undo_repair(p_id, p_force, p_reason, p_dry_run, pg_catalog.current_setting('search_path')) u
+$$;
+
+-- Shows the rows of a repair as text, at most p_limit: what was removed, added or kept, then what was changed (before
+-- and after), table by table.
+-- Locks: none. Errors: RL101, RL103, RL206, RL311, 42501.
+create or replace function routeledger.show_repair(
+  p_id bigint,
+  p_limit integer default 100
+)
+returns table (
+  target text,
+  row_no bigint,
+  what text,
+  "row" text
+)
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_read record;
+  v_repair routeledger.repairs;
+  v_image jsonb;
+  v_left integer := p_limit;
+  v_rows integer;
+begin
+  if p_id is null then
+    perform routeledger._raise_fault('RL101 id');
+  elsif p_limit is null then
+    perform routeledger._raise_fault('RL101 limit');
+  elsif p_limit not between 1 and 100000 then
+    perform routeledger._raise_fault('RL103 limit 1 to 100000');
+  end if;
+  select r.repair, r.images into v_read from routeledger._read_repair(p_id) r;
+  v_repair := v_read.repair;
+  if v_repair.id is null then
+    perform routeledger._raise('RL206', jsonb_build_object('repair_id', p_id));
+  elsif v_repair.images_dropped_at is not null then
+    perform routeledger._raise('RL311', jsonb_build_object('repair_id', p_id, 'images_dropped_at', v_repair.images_dropped_at));
+  end if;
+  perform routeledger._share_images(p_id);
+  for v_image in select e from jsonb_array_elements(v_read.images) e order by (e ->> 'n')::integer loop
+    exit when v_left <= 0;
+    return query execute routeledger._fill($q$
+      select $1, i.{no}, i.{what}, row({names})::text
+      from {image} i
+      order by i.{what} in ('before', 'after'), i.{no}, array_position(array['removed', 'before', 'after', 'added', 'kept'], i.{what})
+      limit $2
+    $q$, jsonb_build_object(
+      'image', v_image ->> 'image',
+      'no', quote_ident((v_image ->> 'prefix') || 'no'),
+      'what', quote_ident((v_image ->> 'prefix') || 'what'),
+      'names', routeledger._listed(array(select c ->> 'name' from jsonb_array_elements(v_image -> 'columns') c), 'i')))
+    using v_image ->> 'target', v_left;
+    get diagnostics v_rows = row_count;
+    v_left := v_left - v_rows;
+  end loop;
+end
+$$;
+
+-- Every repair, the newest first: what it was, who did it and why, what it changed, and until when its images are kept.
+create or replace view routeledger.repair_history
+with (security_barrier = true)
+as
+select
+  r.id,
+  r.kind,
+  r.target,
+  r.reason,
+  r.role_name,
+  r.login,
+  r.state,
+  r.started_at,
+  r.finished_at,
+  r.before_count,
+  r.after_count,
+  r.removed,
+  r.changed,
+  r.added,
+  r.details,
+  r.undoes,
+  r.undone_by,
+  (select coalesce(jsonb_agg(jsonb_build_object('target', i.target, 'image', 'routeledger.' || i.image) order by i.n), '[]')
+   from routeledger.repair_images i
+   where i.repair_id = r.id) as images,
+  r.images_dropped_at,
+  case when r.images_dropped_at is null then
+    coalesce(r.finished_at, r.started_at) + (select s.repair_retention from routeledger.settings s) end as images_kept_until
+from routeledger.repairs r
+order by r.id desc;
+
+-- Reads which columns of two tables play which part: what p_given says (null: none), else the first usual name that the
+-- table has. Returns {"outcome": {part: column}, "inference": {part: column}} with the parts that have a column.
+-- Locks: none. Errors: RL107, RL113.
+create or replace function routeledger._orphan_columns(
+  p_outcomes regclass,
+  p_inferences regclass,
+  p_given jsonb
+)
+returns jsonb
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  c_usual constant jsonb := jsonb '{
+    "outcome": {"id": ["id"], "tenant": ["tenant_id"], "agent": ["agent_id"], "model": ["chosen_model_slug", "model_slug"], "inference": ["inference_id"],
+      "at": ["created_at"], "cost": ["cost_usd"], "rule": ["decision_rule"], "override": ["decision_rule_override"], "status": ["outcome_status"]},
+    "inference": {"id": ["id"], "tenant": ["tenant_id"], "agent": ["agent_id"], "model": ["model_slug"], "at": ["created_at"], "cost": ["cost_usd"],
+      "status": ["status"], "decision": ["outcome_id", "decision_id"], "since": [], "error_type": ["error_type"], "error_message": ["error_message"],
+      "completed_at": ["completed_at"]}}';
+  c_needed constant text[] := array['outcome.id', 'outcome.model', 'outcome.inference', 'outcome.at', 'inference.id', 'inference.model', 'inference.at'];
+  v_result jsonb := jsonb '{"outcome": {}, "inference": {}}';
+  v_fault text;
+  v_part record;
+  v_column text;
+begin
+  if p_given is null or jsonb_typeof(p_given) <> 'object' then
+    perform routeledger._raise_fault('RL107 columns a JSON object');
+  end if;
+  select coalesce(g.side || coalesce('.' || p.part, ''), g.side) into v_fault
+  from jsonb_each(p_given) g (side, parts)
+  left join lateral jsonb_each(case when jsonb_typeof(g.parts) = 'object' then g.parts end) p (part, name) on true
+  where not c_usual ? g.side or jsonb_typeof(g.parts) <> 'object'
+    or not c_usual -> g.side ? p.part or jsonb_typeof(p.name) not in ('string', 'null')
+  order by 1
+  limit 1;
+  if v_fault is not null then
+    perform routeledger._raise('RL107', jsonb_build_object('parameter', 'columns', 'part', v_fault, 'allowed', (
+      select jsonb_object_agg(s.side, (select jsonb_agg(k order by k) from jsonb_object_keys(s.parts) k)) from jsonb_each(c_usual) s (side, parts))));
+  end if;
+
+  for v_part in
+    select
+      s.side, p.part, p.names, case s.side when 'outcome' then p_outcomes else p_inferences end as target,
+      p_given -> s.side ? p.part as given, p_given -> s.side ->> p.part as name
+    from jsonb_each(c_usual) s (side, parts)
+    cross join lateral jsonb_each(s.parts) p (part, names)
+  loop
+    if v_part.name is not null then
+      v_column := routeledger._column_named(v_part.target, v_part.name);
+      if v_column is null then
+        perform routeledger._raise('RL113', jsonb_build_object('table', routeledger._qualified(v_part.target), 'column', v_part.name, 'part', v_part.side || '.' || v_part.part));
+      end if;
+    elsif v_part.given then
+      v_column := null;
+    else
+      select a.attname into v_column
+      from jsonb_array_elements_text(v_part.names) with ordinality u (name, n)
+      join pg_attribute a on a.attrelid = v_part.target and a.attname = u.name and a.attnum > 0 and not a.attisdropped
+      order by u.n
+      limit 1;
+    end if;
+    if v_column is not null then
+      v_result := jsonb_set(v_result, array[v_part.side, v_part.part], to_jsonb(v_column));
+    elsif v_part.side || '.' || v_part.part = any (c_needed) then
+      perform routeledger._raise('RL113', jsonb_build_object('table', routeledger._qualified(v_part.target), 'part', v_part.side || '.' || v_part.part,
+        'reason', 'no column plays this part: name it in p_columns'));
+    end if;
+  end loop;
+  return v_result;
+end
+$$;
+
+-- Makes sure that the times of both tables can be compared: timestamps all, and all with or all without a time zone.
+-- Locks: none. Errors: RL113.
+create or replace function routeledger._check_times(
+  p_outcomes regclass,
+  p_inferences regclass,
+  p_columns jsonb
+)
+returns void
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_part record;
+  v_type regtype;
+begin
+  for v_part in
+    select x.target, c.name, routeledger._base_type(a.atttypid)::regtype as type
+    from (values
+        (1, 'outcome', 'at', p_outcomes),
+        (2, 'inference', 'at', p_inferences),
+        (3, 'inference', 'since', p_inferences),
+        (4, 'inference', 'completed_at', p_inferences)) x (n, side, part, target)
+    cross join lateral (select p_columns -> x.side ->> x.part) c (name)
+    join pg_attribute a on a.attrelid = x.target and a.attname = c.name
+    order by x.n
+  loop
+    v_type := coalesce(v_type, v_part.type);
+    if v_part.type not in ('timestamp'::regtype, 'timestamptz'::regtype) or v_part.type <> v_type then
+      perform routeledger._raise('RL113', jsonb_build_object('table', routeledger._qualified(v_part.target), 'column', v_part.name, 'type', v_part.type,
+        'reason', 'the times of both tables must be timestamps, all with or all without a time zone'));
+    end if;
+  end loop;
+end
+$$;
+
+-- Matches orphans and closes what is stuck; see repair_orphans_in(). In the ledger's own tables (p_own) only a decision that is
+-- over is an orphan, its inference must have ended as it did, and what is in flight is left to the reaper.
+-- Locks: share row exclusive on the outcomes, then on the inferences. Errors: as repair_orphans_in().
+create or replace function routeledger._repair_orphans(
+  p_outcomes regclass,
+  p_inferences regclass,
+  p_columns jsonb,
+  p_window interval,
+  p_dry_run boolean,
+  p_stuck_after interval,
+  p_tenants text[],
+  p_own boolean,
+  p_reason text,
+  p_path text
+)
+returns table (
+  action text,
+  outcome text,
+  inference text,
+  reason text,
+  repair_id bigint
+)
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+set row_security = off
+as $$
+#variable_conflict use_column
+declare
+  c_own constant text := current_setting('search_path');
+  c_work constant text := 'pg_temp.routeledger_orphans';
+  c_edges constant text := 'pg_temp.routeledger_orphan_edges';
+  c_stuck constant text := 'pg_temp.routeledger_stuck';
+  c_checked constant text := 'pg_temp.routeledger_orphans_checked';
+  v_columns jsonb;
+  v_o jsonb;
+  v_i jsonb;
+  v_parts jsonb;
+  v_made record;
+  v_image jsonb;
+  v_target regclass;
+  v_repair bigint;
+  v_links bigint;
+  v_closes bigint;
+  v_before bigint;
+  v_after bigint;
+  v_count bigint;
+  v_changed bigint := 0;
+  v_names text[];
+begin
+  if p_outcomes is null then
+    perform routeledger._raise_fault('RL101 outcomes');
+  elsif p_inferences is null then
+    perform routeledger._raise_fault('RL101 inferences');
+  elsif p_window is null then
+    perform routeledger._raise_fault('RL101 window');
+  elsif p_dry_run is null then
+    perform routeledger._raise_fault('RL101 dry_run');
+  elsif p_window not between interval '0' and interval '1 day' then
+    perform routeledger._raise_fault('RL103 window 0 to 1 day');
+  elsif p_stuck_after not between interval '1 minute' and interval '100 years' then
+    perform routeledger._raise_fault('RL103 stuck_after 1 minute to 100 years');
+  elsif length(p_reason) > 2000 then
+    perform routeledger._raise_fault('RL108 reason 2000 characters');
+  elsif p_outcomes = p_inferences or exists (
+    select from pg_class c where c.oid in (p_outcomes, p_inferences) and (c.relkind not in ('r', 'p') or c.relpersistence = 't'))
+  then
+    perform routeledger._raise('RL117', jsonb_build_object('table', p_outcomes::text, 'inferences', p_inferences::text,
+      'reason', 'orphans are repaired in two ordinary or partitioned tables that are not temporary'));
+  end if;
+  v_columns := routeledger._orphan_columns(p_outcomes, p_inferences, p_columns);
+  perform routeledger._check_times(p_outcomes, p_inferences, v_columns);
+  v_o := v_columns -> 'outcome';
+  v_i := v_columns -> 'inference';
+  if p_stuck_after is not null and not v_i ? 'status' then
+    perform routeledger._raise('RL113', jsonb_build_object('table', routeledger._qualified(p_inferences), 'part', 'inference.status',
+      'reason', 'no column plays this part: name it in p_columns'));
+  end if;
+
+  if not p_dry_run then
+    perform routeledger._run_locked(
+      p_outcomes,
+      array[
+        format('lock table %s in share row exclusive mode', routeledger._rows_of(p_outcomes)),
+        format('lock table %s in share row exclusive mode', routeledger._rows_of(p_inferences))],
+      interval '1 second', 10);
+  end if;
+
+  select jsonb_object_agg(s.side || '_' || p.part, format('%s.%I', left(s.side, 1), p.name)) into v_parts
+  from jsonb_each(v_columns) s (side, parts)
+  cross join lateral jsonb_each_text(s.parts) p (part, name);
+  v_parts := v_parts || jsonb_build_object(
+    'outcomes', routeledger._rows_of(p_outcomes), 'inferences', routeledger._rows_of(p_inferences),
+    'work', c_work, 'edges', c_edges, 'stuck', c_stuck,
+    'outcome_cost', coalesce(v_parts ->> 'outcome_cost', 'null'), 'inference_cost', coalesce(v_parts ->> 'inference_cost', 'null'),
+    'inference_since', coalesce(v_parts ->> 'inference_since', v_parts ->> 'inference_at'),
+    'is_routed', coalesce('coalesce((' || (v_parts ->> 'inference_status') || ')::text = ''routed'', false)', 'false'),
+    -- what the two have in common, as far as both tables say it
+    'same', concat_ws(' and ',
+      'o.model = i.model',
+      case when v_o ? 'tenant' and v_i ? 'tenant' then 'o.tenant is not distinct from i.tenant' end,
+      case when v_o ? 'agent' and v_i ? 'agent' then 'o.agent is not distinct from i.agent' end,
+      case when v_i ? 'decision' then '(i.decision is null or i.decision = o.id)' end,
+      case when p_own then '(i.routed or i.status = case o.status when ''succeeded'' then ''succeeded'' else ''failed'' end)' end),
+    'outcome_texts', (
+      select string_agg(format('(%s)::text as %I', coalesce(v_parts ->> ('outcome_' || t), 'null'), t), ', ')
+      from unnest(array['id', 'model', 'tenant', 'agent', 'status']) t),
+    'inference_texts', (
+      select string_agg(format('(%s)::text as %I', coalesce(v_parts ->> ('inference_' || t), 'null'), t), ', ')
+      from unnest(array['id', 'model', 'tenant', 'agent', 'status', 'decision']) t),
+    'orphaned', concat_ws(' and ',
+      (v_parts ->> 'outcome_model') || ' is not null',
+      (v_parts ->> 'outcome_inference') || ' is null',
+      (v_parts ->> 'outcome_status') || ' is not null',
+      (v_parts ->> 'outcome_override') || ' is null',
+      '(' || (v_parts ->> 'outcome_rule') || ')::text is distinct from ''no_candidate_clears_floor''',
+      case when p_tenants is not null then '(' || (v_parts ->> 'outcome_tenant') || ')::text = any ($2)' end),
+    'of_tenant', case when p_tenants is not null then '(' || (v_parts ->> 'inference_tenant') || ')::text = any ($2)' else 'true' end,
+    'linked', concat_ws(' and ',
+      format('(%s)::text = (%s)::text', v_parts ->> 'outcome_inference', v_parts ->> 'inference_id'),
+      case when v_o ? 'tenant' and v_i ? 'tenant' then
+        format('(%s)::text is not distinct from (%s)::text', v_parts ->> 'outcome_tenant', v_parts ->> 'inference_tenant') end),
+    'over', case when p_own then routeledger._fill(
+        'not exists (select from {rows} o where o.tenant_id = i.tenant_id and o.id = i.outcome_id and o.outcome_status is null)',
+        jsonb_build_object('rows', routeledger._rows_of(p_outcomes)))
+      else 'true' end);
+
+  execute format('create temporary table %s (tab oid, tid tid, inference text) on commit drop', c_stuck);
+  execute format('create temporary table %s (tab oid, tid tid, outcome text, near bigint, edges bigint, reason text) on commit drop', c_work);
+  execute format(
+    'create temporary table %s (otab oid, otid tid, itab oid, itid tid, inference text, routed boolean, closes boolean, rivals bigint) on commit drop', c_edges);
+  if p_stuck_after is not null then
+    execute routeledger._fill($q$
+      insert into {stuck}
+      select i.tableoid, i.ctid, {inference_id}::text
+      from {inferences} i
+      where {is_routed} and {inference_since} < $1 and {of_tenant} and {over}
+    $q$, v_parts) using routeledger.clock() - p_stuck_after, p_tenants;
+  end if;
+
+  -- Times are near each other only within one width of the window or in the next, so rows are joined by those.
+  execute routeledger._fill($q$
+    with o as materialized (
+      select o.tableoid as tab, o.ctid as tid, {outcome_texts}, {outcome_at} as at, ({outcome_cost})::numeric as cost,
+        floor(extract(epoch from {outcome_at}) / $3) as slot
+      from {outcomes} o
+      where {orphaned}
+    ),
+    i as materialized (
+      select i.tableoid as tab, i.ctid as tid, {inference_texts}, {inference_at} as at, ({inference_cost})::numeric as cost,
+        floor(extract(epoch from {inference_at}) / $3) as slot, {is_routed} as routed
+      from {inferences} i
+      where {of_tenant} and isfinite({inference_at}) and not exists (select from {outcomes} o where {linked})
+    ),
+    near as (
+      select
+        o.tab as otab, o.tid as otid, i.tab as itab, i.tid as itid, i.id as inference, i.routed,
+        coalesce(o.cost = i.cost, true) as same_cost
+      from o
+      cross join generate_series(-1, 1) d (step)
+      join i on i.slot = o.slot + d.step and {same}
+      where o.at between i.at - $1 and i.at + $1
+    ),
+    edges as (
+      insert into {edges}
+      select n.otab, n.otid, n.itab, n.itid, n.inference, n.routed, exists (select from {stuck} s where s.tab = n.itab and s.tid = n.itid),
+        count(*) over (partition by n.itab, n.itid)
+      from near n
+      where n.same_cost
+    )
+    insert into {work}
+    select o.tab, o.tid, o.id, count(n.otab), count(n.otab) filter (where n.same_cost), null
+    from o
+    left join near n on n.otab = o.tab and n.otid = o.tid
+    group by o.tab, o.tid, o.id
+  $q$, v_parts) using p_window, p_tenants, greatest(extract(epoch from p_window), 0.001);
+
+  execute routeledger._fill($q$
+    update {work} w
+    set reason = case
+      when w.near = 0 then 'no_match'
+      when w.edges = 0 then 'cost_differs'
+      when w.edges > 1 then 'several_inferences'
+      else (
+        select case
+          when e.rivals > 1 then 'several_outcomes'
+          when e.routed and not e.closes then 'inference_in_flight'
+          else 'only_match' end
+        from {edges} e
+        where e.otab = w.tab and e.otid = w.tid) end
+  $q$, v_parts);
+  execute format('analyze %s', c_work);
+  execute format('analyze %s', c_edges);
+  execute format('analyze %s', c_stuck);
+  execute format('select count(*) from %s w where w.reason = $1', c_work) into v_links using 'only_match';
+  execute format('select count(*) from %s', c_stuck) into v_closes;
+
+  if not p_dry_run and v_links + v_closes > 0 then
+    v_repair := routeledger._open_repair('orphans', p_outcomes, p_reason, jsonb_build_object(
+      'inferences', routeledger._qualified(p_inferences), 'columns', v_columns, 'window', p_window, 'stuck_after', p_stuck_after,
+      'linked', v_links, 'closed', v_closes));
+    execute format('select count(*) from %s', routeledger._rows_of(p_outcomes)) into v_before;
+
+    if v_links > 0 then
+      select x.image, x.prefix into v_made from routeledger._image_of(v_repair, p_outcomes) x;
+      v_parts := v_parts || jsonb_build_object(
+        'image', routeledger._qualified(v_made.image), 'no', quote_ident(v_made.prefix || 'no'), 'what', quote_ident(v_made.prefix || 'what'),
+        'all', routeledger._image_columns(p_outcomes), 'all_of_row', routeledger._image_columns(p_outcomes, 'o'),
+        'link', quote_ident(v_o ->> 'inference'),
+        'link_type', (select format_type(a.atttypid, a.atttypmod) from pg_attribute a where a.attrelid = p_outcomes and a.attname = v_o ->> 'inference'));
+      execute routeledger._fill($q$
+        insert into {image}
+        select {all_of_row}, row_number() over (order by w.tab, w.tid), 'before'
+        from {work} w
+        join {outcomes} o on o.tableoid = w.tab and o.ctid = w.tid
+        where w.reason = 'only_match'
+      $q$, v_parts);
+      -- numbered as in the image: both are in the order of where the rows are
+      perform set_config('search_path', p_path, true);
+      execute routeledger._fill($q$
+        with put as (
+          update {outcomes} o
+          set {link} = e.inference::{link_type}
+          from (
+            select w.tab, w.tid, pg_catalog.row_number() over (order by w.tab, w.tid) as n from {work} w where w.reason operator(pg_catalog.=) 'only_match'
+          ) w
+          join {edges} e on e.otab operator(pg_catalog.=) w.tab and e.otid operator(pg_catalog.=) w.tid
+          where o.tableoid operator(pg_catalog.=) w.tab and o.ctid operator(pg_catalog.=) w.tid
+          returning {all_of_row}, w.n as {no}
+        )
+        insert into {image} select {all}, {no}, 'after' from put
+      $q$, v_parts);
+      get diagnostics v_count = row_count;
+      perform set_config('search_path', c_own, true);
+      v_changed := v_changed + v_count;
+    end if;
+
+    if v_closes > 0 then
+      select x.image, x.prefix into v_made from routeledger._image_of(v_repair, p_inferences) x;
+      v_parts := v_parts || jsonb_build_object(
+        'image', routeledger._qualified(v_made.image), 'no', quote_ident(v_made.prefix || 'no'), 'what', quote_ident(v_made.prefix || 'what'),
+        'all', routeledger._image_columns(p_inferences), 'all_of_row', routeledger._image_columns(p_inferences, 'i'),
+        'set', (
+          select string_agg(format('%I = ', v_i ->> s.part) || s.value, ', ' order by s.n)
+          from (values
+            (1, 'status', '''failed'''),
+            (2, 'error_type', '''abandoned'''),
+            (3, 'error_message', '$2 operator(pg_catalog.||) (' || (v_parts ->> 'inference_since') || ')::pg_catalog.text'),
+            (4, 'completed_at', '$1')) s (n, part, value)
+          where v_i ? s.part));
+      execute routeledger._fill($q$
+        insert into {image}
+        select {all_of_row}, row_number() over (order by s.tab, s.tid), 'before'
+        from {stuck} s
+        join {inferences} i on i.tableoid = s.tab and i.ctid = s.tid
+      $q$, v_parts);
+      perform set_config('search_path', p_path, true);
+      execute routeledger._fill($q$
+        with put as (
+          update {inferences} i
+          set {set}
+          from (select s.tab, s.tid, pg_catalog.row_number() over (order by s.tab, s.tid) as n from {stuck} s) s
+          where i.tableoid operator(pg_catalog.=) s.tab and i.ctid operator(pg_catalog.=) s.tid
+          returning {all_of_row}, s.n as {no}
+        )
+        insert into {image} select {all}, {no}, 'after' from put
+      $q$, v_parts) using routeledger.clock(), format('closed by repair %s: no completion was recorded, routed since ', v_repair);
+      get diagnostics v_count = row_count;
+      perform set_config('search_path', c_own, true);
+      v_changed := v_changed + v_count;
+    end if;
+
+    -- what was written is what is there, also after the triggers of both tables
+    execute format('create temporary table %s (n integer, no bigint, what text, tab oid, tid tid, state text) on commit drop', c_checked);
+    for v_image in select e from routeledger._read_repair(v_repair) r, jsonb_array_elements(r.images) e order by (e ->> 'n')::integer loop
+      v_target := (v_image ->> 'target')::regclass;
+      select w.names into v_names from routeledger._written_columns(v_target, v_image -> 'columns') w;
+      perform routeledger._locate(
+        c_checked, (v_image ->> 'n')::integer, v_target, v_image ->> 'image', v_image ->> 'prefix', v_image -> 'columns', v_names, '{after}');
+    end loop;
+    execute format('select count(*) from %s c where c.state <> $1', c_checked) into v_count using 'same';
+    if v_count > 0 then
+      perform routeledger._raise('RL313', jsonb_build_object(
+        'repair_id', v_repair, 'table', routeledger._qualified(p_outcomes), 'rows', v_count, 'reason', 'rows are not as they were left',
+        'triggers', routeledger._triggers_of(p_outcomes) || routeledger._triggers_of(p_inferences)));
+    end if;
+    execute format('drop table %s', c_checked);
+    execute format('select count(*) from %s', routeledger._rows_of(p_outcomes)) into v_after;
+    if v_changed <> v_links + v_closes then
+      perform routeledger._raise('RL313', jsonb_build_object('repair_id', v_repair, 'table', routeledger._qualified(p_outcomes),
+        'counted', jsonb_build_object('changed', v_changed), 'wanted', v_links + v_closes));
+    end if;
+    perform routeledger._close_repair(v_repair, v_before, v_after, 0, v_changed, 0, '{}');
+  end if;
+
+  return query execute routeledger._fill($q$
+    select x.action, x.outcome, x.inference, x.reason, $1
+    from (
+      select
+        1 + (w.reason <> 'only_match')::integer * 2 as n,
+        case when w.reason = 'only_match' then 'link' else 'leave' end as action, w.outcome,
+        (select string_agg(f.inference, ', ' order by f.inference)
+         from (select e.inference from {edges} e where e.otab = w.tab and e.otid = w.tid order by e.inference limit 10) f) as inference, w.reason
+      from {work} w
+      union all
+      select 2, 'close', null, s.inference, 'stuck' from {stuck} s
+    ) x
+    order by x.n, x.outcome collate "C", x.inference collate "C"
+  $q$, v_parts) using v_repair;
+  execute format('drop table %s', c_work);
+  execute format('drop table %s', c_edges);
+  execute format('drop table %s', c_stuck);
+end
+$$;
+
+-- Links decisions that chose a model and lost their inference to it, in any two tables of the caller's, and closes inferences
+-- that are stuck. One row for each case: what was done (or would be: p_dry_run), `link`, `close` or `leave`, and why.
+--
+-- An outcome with a model and without an inference is matched to the inferences that no outcome has, of the same tenant, agent
+-- and model (as far as both tables have them), at most p_window away, and of the same cost where both are known. It is
+-- linked only where each is the only match of the other: only_match. The rest is left alone: no_match, cost_differs,
+-- several_inferences, several_outcomes, inference_in_flight. Outcomes of the rule no_candidate_clears_floor, with an
+-- override, or (where there is a status) still without one, are no orphans.
+-- With p_stuck_after, inferences that have been `routed` for longer are closed: failed, error_type abandoned, and a message.
+-- p_columns says which column is which, {"outcome": {part: name}, "inference": {part: name}}, where it is not the usual name;
+-- null means none. Parts of an outcome: id, tenant, agent, model, inference, at, cost, rule, override, status; of an inference:
+-- id, tenant, agent, model, at, cost, status, decision (the outcome it was made for), since (routed since; else at),
+-- error_type, error_message, completed_at. The repair (repair_id) can be undone.
+-- Locks: share row exclusive on the outcomes, then on the inferences (each at most 1 second, ten times); none in a dry run.
+-- Errors: RL101, RL103, RL107, RL108, RL113, RL117, RL313, 42501, 55P03, and what the tables and their triggers raise.
+create or replace function routeledger.repair_orphans_in(
+  p_outcomes regclass,
+  p_inferences regclass,
+  p_columns jsonb default '{}',
+  p_window interval default '3 seconds',
+  p_dry_run boolean default true,
+  p_stuck_after interval default null,
+  p_reason text default null
+)
+returns table (
+  action text,
+  outcome text,
+  inference text,
+  reason text,
+  repair_id bigint
+)
+language sql
+volatile
+parallel unsafe
+security invoker
+as $$
+  select r.action, r.outcome, r.inference, r.reason, r.repair_id
+  from routeledger._repair_orphans(
+    p_outcomes, p_inferences, p_columns, p_window, p_dry_run, p_stuck_after, null, false, p_reason,
+    routeledger._path_with_temp(pg_catalog.current_setting('search_path'))) r
+$$;
+
+-- Does the same in the ledger itself, whose rows may come from an import: a decision that is closed, chose a model and is linked
+-- to nothing gets the attempt of its own that ended as it did, within p_window of its end, if there is exactly one. With
+-- p_stuck_after, attempts `routed` for longer are closed where their decision is closed or gone; those of a decision in
+-- flight are the reaper's. For admins; a role that is bound to tenants repairs theirs only.
+-- Locks: share row exclusive on routing_outcomes, then on inferences; none in a dry run.
+-- Errors: RL101, RL103, RL108, RL110, RL313, 55P03.
+create or replace function routeledger.repair_orphans(
+  p_window interval default '3 seconds',
+  p_dry_run boolean default true,
+  p_stuck_after interval default null,
+  p_tenant_id text default null,
+  p_reason text default null
+)
+returns table (
+  action text,
+  outcome text,
+  inference text,
+  reason text,
+  repair_id bigint
+)
+language plpgsql
+volatile
+parallel unsafe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_bound text[] := routeledger.bound_tenants();
+begin
+  if p_tenant_id <> all (v_bound) then
+    perform routeledger._raise('RL110', jsonb_build_object('tenant_id', p_tenant_id));
+  end if;
+  return query
+  select r.action, r.outcome, r.inference, r.reason, r.repair_id
+  from routeledger._repair_orphans(
+    'routeledger.routing_outcomes', 'routeledger.inferences',
+    '{"outcome": {"at": "completed_at"}, "inference": {"at": "completed_at", "since": "started_at"}}',
+    p_window, p_dry_run, p_stuck_after, case when p_tenant_id is null then v_bound else array[p_tenant_id] end, true, p_reason, 'pg_catalog, routeledger, pg_temp') r;
+end
+$$;
+
+-- Finds what undo_constraint() is to undo: "changes", those of a constraint that are not undone, oldest first, under
+-- one label, else the last one that put something in place, took it away or validated what it had found, with all
+-- that followed; "last", the last undo of it; "known", whether there ever was such a change, and its "kind". A change counts
+-- only if the role that made it may alter the table, because what it found will be executed.
+-- Locks: none. Errors: none.
+create or replace function routeledger._changes_to_undo(
+  p_table regclass,
+  p_name text,
+  p_label text
+)
+returns jsonb
+language plpgsql
+stable
+parallel safe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_known bigint[];
+  v_first bigint;
+begin
+  v_known := array(
+    select h.id
+    from routeledger.constraint_changes h
+    join pg_roles r on r.rolname = h.role_name
+    join pg_class c on c.oid = p_table and pg_has_role(r.oid, c.relowner, 'usage')
+    where h.target = routeledger._qualified(p_table) and h.name = p_name
+    order by h.id);
+  if p_label is null then
+    -- a validation belongs to what was put in place before it, also by an undo
+    select coalesce(max(h.id) filter (where h.action <> 'validated'), max(h.id)) into v_first
+    from (
+      select x.id, x.action, x.undone_at, lag(x.action) over (order by x.id) as earlier
+      from routeledger.constraint_changes x
+      where x.id = any (v_known) and x.action <> 'unchanged'
+    ) h
+    where h.undone_at is null and h.action <> 'undone' and (h.action <> 'validated' or h.earlier is distinct from 'undone');
+  end if;
+  return jsonb_build_object(
+    'changes', coalesce((
+      select jsonb_agg(to_jsonb(h) order by h.id)
+      from routeledger.constraint_changes h
+      where h.id = any (v_known) and h.undone_at is null and h.action <> 'undone'
+        and case when p_label is null then h.id >= v_first else h.label = p_label end), '[]'),
+    'last', (
+      select to_jsonb(h)
+      from routeledger.constraint_changes h
+      where h.id = any (v_known) and h.action = 'undone'
+        and case when p_label is null then h.id = (select max(k) from unnest(v_known) k) else h.label = p_label end
+      order by h.id desc
+      limit 1),
+    'known', p_label is not null and exists (select from routeledger.constraint_changes h where h.id = any (v_known) and h.label = p_label),
+    'kind', (
+      select h.kind from routeledger.constraint_changes h where h.id = any (v_known) and h.label is not distinct from coalesce(p_label, h.label)
+      order by h.id desc limit 1));
+end
+$$;
+
+-- Marks changes of a table's constraints as undone by another. Only a role that may alter the table does so.
+-- Locks: the changes' rows. Errors: 42501.
+create or replace function routeledger._mark_changes_undone(
+  p_table regclass,
+  p_ids bigint[],
+  p_undone_by bigint
+)
+returns void
+language plpgsql
+volatile
+parallel unsafe
+security definer
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+begin
+  if not exists (select from pg_class c where c.oid = p_table and pg_has_role(routeledger._caller_role(), c.relowner, 'usage')) then
+    raise exception using
+      errcode = '42501',
+      message = 'permission denied: changes of a constraint are undone by the owner of its table',
+      detail = jsonb_build_object('table', routeledger._qualified(p_table), 'role', routeledger._caller_role())::text,
+      hint = 'Call as the owner of the table.';
+  end if;
+  update routeledger.constraint_changes h
+  set undone_at = routeledger.clock(), undone_by = p_undone_by
+  where h.id = any (p_ids) and h.target = routeledger._qualified(p_table) and h.undone_at is null;
+end
+$$;
+
+-- Returns what is known now of the unique index of that name, as the history keeps it, null when there is none.
+-- Locks: none. Errors: none.
+create or replace function routeledger._live_index(
+  p_table regclass,
+  p_name text
+)
+returns jsonb
+language plpgsql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+set quote_all_identifiers = off
+as $$
+begin
+  perform set_config('search_path', 'pg_catalog, pg_temp', true);  -- what is printed names the rest in full
+  return (
+    select jsonb_strip_nulls(jsonb_build_object(
+      'schema', n.nspname, 'name', x.relname, 'definition', pg_get_indexdef(x.oid), 'validated', i.indisvalid,
+      'comment', obj_description(x.oid, 'pg_class'), 'constraint', k.conname,
+      'constraint_definition', pg_get_constraintdef(k.oid), 'constraint_comment', obj_description(k.oid, 'pg_constraint')))
+    from pg_index i
+    join pg_class x on x.oid = i.indexrelid
+    join pg_namespace n on n.oid = x.relnamespace
+    left join pg_constraint k on k.conindid = x.oid and k.conrelid = i.indrelid and k.contype in ('u', 'p', 'x')
+    where i.indrelid = p_table and x.relname = p_name);
+end
+$$;
+
+-- Puts the unique index back that a change found, or takes away what it made where there was none; with p_rows `restore` the
+-- repairs of the changes are undone before that, the last one first. Returns the undos of the repairs.
+-- Locks: access exclusive on the table. Errors: RL208, 55P03, as undo_repair(), and what the table raises.
+create or replace function routeledger._restore_index(
+  p_table regclass,
+  p_name text,
+  p_before jsonb,
+  p_repairs bigint[],
+  p_lock_timeout interval,
+  p_attempts integer,
+  p_path text
+)
+returns jsonb
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+set quote_all_identifiers = off
+as $$
+declare
+  v_undos jsonb := '[]'::jsonb;
+  v_repair bigint;
+  v_live jsonb;
+  v_statements text[] := array[]::text[];
+  v_definition text := p_before ->> 'definition';
+  v_before jsonb;
+  v_head text;
+begin
+  -- readers of the table are let through until here, so its strictest lock comes first
+  perform routeledger._run_locked(
+    p_table, array[format('lock table %s in access exclusive mode', routeledger._rows_of(p_table))], p_lock_timeout, p_attempts);
+  foreach v_repair in array p_repairs loop
+    v_undos := v_undos || (
+      select to_jsonb(u.repair_id) from routeledger._undo_repair(v_repair, false, format('undo of %s', p_name), false, p_path) u);
+  end loop;
+
+  v_live := routeledger._live_index(p_table, p_name);
+  if v_live is not null and (
+    v_live ->> 'definition' is distinct from v_definition or (v_live ->> 'constraint') is distinct from (p_before ->> 'constraint')
+    or not (v_live ->> 'validated')::boolean)
+  then
+    v_statements := v_statements || routeledger._index_statements(p_table, v_live, false);
+    v_live := null;
+  end if;
+  if v_live is null and v_definition is not null then
+    v_before := p_before || jsonb_build_object('schema', (
+      select n.nspname from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_table));
+    select h into v_head
+    from unnest(array[
+      format('CREATE UNIQUE INDEX %I ON %s ', p_name, routeledger._qualified(p_table)),
+      format('CREATE UNIQUE INDEX %I ON ONLY %s ', p_name, routeledger._qualified(p_table))]) h
+    where starts_with(v_definition, h);
+    if v_head is null or not routeledger._is_one_expression(substr(v_definition, length(v_head) + 1)) then
+      perform routeledger._raise('RL208', jsonb_build_object('table', routeledger._qualified(p_table), 'name', p_name, 'definition', v_definition,
+        'reason', 'what the change found is not one definition of an index of this table'));
+    end if;
+    v_statements := v_statements || routeledger._index_statements(p_table, v_before, true);
+  end if;
+  if cardinality(v_statements) > 0 then
+    perform routeledger._run_locked(p_table, v_statements, p_lock_timeout, p_attempts);
+  end if;
+  return v_undos;
+end
+$$;
+
+-- Undoes changes of a constraint; see undo_constraint().
+-- Locks: as undo_constraint(). Errors: as undo_constraint().
+create or replace function routeledger._undo_constraint(
+  p_table regclass,
+  p_name text,
+  p_label text,
+  p_rows text,
+  p_lock_timeout interval,
+  p_attempts integer,
+  p_strict boolean,
+  p_path text
+)
+returns table (
+  outcome text,
+  validated boolean,
+  violations bigint,
+  definition text,
+  found text,
+  reason text,
+  next text,
+  detail jsonb
+)
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_target text;
+  v_fault text;
+  v_plan jsonb;
+  v_kind text;
+  v_before jsonb;
+  v_live jsonb;
+  v_found text;
+  v_after jsonb;
+  v_ids bigint[];
+  v_undos jsonb;
+  v_change bigint;
+  v_state text;
+  v_message text;
+  v_text text;
+begin
+  perform routeledger._check_table(p_table);
+  v_fault := coalesce(
+    routeledger._constraint_fault(p_name, p_label, 'refuse'),
+    routeledger._lock_fault(p_lock_timeout, p_attempts),
+    case
+      when p_rows is null or p_rows not in ('restore', 'leave') then 'RL102 rows restore, leave'
+      when p_strict is null then 'RL101 strict'
+    end);
+  if v_fault is not null then
+    perform routeledger._raise_fault(v_fault);
+  end if;
+  v_target := routeledger._qualified(p_table);
+  detail := '{}'::jsonb;
+  perform routeledger._serialize(p_table, p_name);
+  v_plan := routeledger._changes_to_undo(p_table, p_name, p_label);
+
+  -- The last step of an undo that has been committed: what had been validated is so again.
+  if jsonb_typeof(v_plan -> 'last') = 'object' and (v_plan -> 'changes' = '[]' or p_label is null)
+    and v_plan #>> '{last,kind}' = 'check' and (v_plan #>> '{last,after,validated}')::boolean and (v_plan #>> '{last,after,enforced}')::boolean
+  then
+    v_live := routeledger._live_constraint(p_table, p_name);
+    if v_live ->> 'predicate' = v_plan #>> '{last,after,predicate}' and not (v_live ->> 'validated')::boolean then
+      return query
+      select e.outcome, e.validated, e.violations, e.definition, e.found, e.reason,
+        replace(e.next, 'ensure_check', 'undo_constraint'), e.detail
+      from routeledger.ensure_check(
+        p_table, p_name, v_live ->> 'predicate', p_if_violated => 'add_not_valid', p_no_inherit => (v_live ->> 'no_inherit')::boolean,
+        p_lock_timeout => p_lock_timeout, p_attempts => p_attempts, p_strict => p_strict) e;
+      return;
+    end if;
+  end if;
+
+  if v_plan -> 'changes' = '[]' and not (v_plan ->> 'known')::boolean then
+    perform routeledger._raise('RL208', jsonb_strip_nulls(jsonb_build_object('table', v_target, 'name', p_name, 'label', p_label)));
+  end if;
+  v_kind := coalesce(v_plan #>> '{changes,0,kind}', v_plan ->> 'kind');
+  v_before := nullif(v_plan #> '{changes,0,before}', 'null');
+  v_ids := array(select (e ->> 'id')::bigint from jsonb_array_elements(v_plan -> 'changes') e);
+  v_live := case v_kind
+    when 'check' then routeledger._image_of_constraint(routeledger._live_constraint(p_table, p_name))
+    when 'not_null' then routeledger._image_of_constraint(
+      routeledger._live_not_null(p_table, coalesce(v_before ->> 'column', v_plan #>> '{last,after,column}')))
+    else routeledger._live_index(p_table, p_name) end;
+  v_found := coalesce(v_live ->> 'predicate', v_live ->> 'definition');
+
+  if not exists (
+    select from jsonb_array_elements(v_plan -> 'changes') e where e ->> 'action' <> 'unchanged')
+  then
+    outcome := 'unchanged';
+    validated := coalesce((v_live ->> 'validated')::boolean, false);
+    definition := v_found;
+    if cardinality(v_ids) > 0 then
+      perform routeledger._mark_changes_undone(p_table, v_ids, null);
+    end if;
+    return query select outcome, validated, violations, definition, v_found, reason, next, detail;
+    return;
+  end if;
+
+  if not routeledger._may_alter(p_table) then
+    reason := 'not_owner';
+  else
+    begin
+      if v_kind = 'unique' then
+        v_undos := routeledger._restore_index(
+          p_table, p_name, v_before,
+          array(
+            select distinct (e ->> 'repair_id')::bigint as id
+            from jsonb_array_elements(v_plan -> 'changes') e
+            cross join lateral routeledger._read_repair((e ->> 'repair_id')::bigint) r
+            where p_rows = 'restore' and (r.repair).state <> 'undone'
+            order by id desc),
+          p_lock_timeout, p_attempts, p_path);
+        v_after := routeledger._live_index(p_table, p_name);
+        validated := coalesce((v_after ->> 'validated')::boolean, false);
+        detail := jsonb_build_object('repairs', v_undos);
+      else
+        if v_kind = 'not_null' and (v_before ->> 'not_null')::boolean and not (v_before ->> 'validated')::boolean and (v_live ->> 'validated')::boolean then
+          perform routeledger._run_locked(
+            p_table,
+            array[format('alter table %s drop constraint %I, add constraint %I not null %I not valid',
+              v_target, v_live ->> 'name', coalesce(v_before ->> 'name', p_name), v_before ->> 'column')],
+            p_lock_timeout, p_attempts);
+        else
+          validated := routeledger._restore_check(p_table, p_name, v_kind, coalesce(v_before, '{}'), p_lock_timeout, p_attempts);
+        end if;
+        if v_kind = 'check' and not validated and (v_before ->> 'validated')::boolean then
+          next := 'Commit, then call undo_constraint again: it validates the constraint.';
+        end if;
+        v_after := case v_kind
+          when 'check' then routeledger._image_of_constraint(routeledger._live_constraint(p_table, p_name))
+          else routeledger._image_of_constraint(routeledger._live_not_null(p_table, v_before ->> 'column')) end;
+        validated := coalesce((v_after ->> 'validated')::boolean, false);
+      end if;
+    exception
+      when sqlstate 'RL310' or sqlstate 'RL311' or sqlstate 'RL313' or unique_violation or dependent_objects_still_exist then
+        get stacked diagnostics v_state = returned_sqlstate, v_message = message_text, v_text = pg_exception_detail;
+        reason := case v_state
+          when 'RL310' then 'changed_since' when 'RL311' then 'images_dropped' when 'RL313' then 'triggers'
+          when '23505' then 'duplicates' else 'referenced' end;
+        detail := jsonb_build_object('message', v_message, 'detail', case when v_state like 'RL%' then v_text::jsonb else to_jsonb(v_text) end);
+    end;
+  end if;
+  if reason is not null then
+    if p_strict then
+      perform routeledger._raise('RL309', detail || jsonb_build_object('table', v_target, 'name', p_name, 'reason', reason));
+    end if;
+    outcome := 'refused';
+    validated := coalesce((v_live ->> 'validated')::boolean, false);
+    definition := coalesce(v_before ->> 'predicate', v_before ->> 'definition');
+    next := null;
+    return query select outcome, validated, violations, definition, v_found, reason, next, detail;
+    return;
+  end if;
+
+  definition := coalesce(v_after ->> 'predicate', v_after ->> 'definition');
+  outcome := case when definition is not distinct from v_found and validated = coalesce((v_live ->> 'validated')::boolean, false) then 'unchanged' when v_found is null then 'created' else 'replaced' end;
+  -- what had been validated is noted as such, so that the next call goes on
+  v_change := routeledger._record_change(
+    v_target, p_name, v_kind, 'undone', v_live,
+    case when next is null then v_after else v_after || '{"validated": true}' end,
+    p_label, null, coalesce(routeledger._live_constraint(p_table, p_name) -> 'functions', '[]'));
+  perform routeledger._mark_changes_undone(p_table, v_ids, v_change);
+  detail := detail || jsonb_build_object('change_id', v_change, 'undone', v_ids);
+  return query select outcome, validated, violations, definition, v_found, reason, next, detail;
+end
+$$;
+
+-- Puts back what a change of a constraint found: the older predicate, the older index, or none. With p_label all changes under
+-- that label are undone together, else the last one; what only validated or found a constraint unchanged needs no undoing. An
+-- index that collapsed rows gives them back (p_rows `leave`: it only goes), or the call is refused when they have changed.
+--
+-- Returns one row like ensure_check(): `created`, `replaced` (definition null: it is gone) or `unchanged`, and `refused` with
+-- not_owner, changed_since, images_dropped, duplicates, referenced or triggers. A CHECK that had been valid comes back NOT VALID; the
+-- same call in a new transaction validates it, while `next` says so.
+-- Locks: the advisory lock of (table, constraint), then access exclusive on the table, waiting at most p_lock_timeout, p_attempts times.
+-- Errors: RL101, RL102, RL103, RL108, RL117, RL208, RL309 (p_strict), 55P03, and what the table raises.
+create or replace function routeledger.undo_constraint(
+  p_table regclass,
+  p_name text,
+  p_label text default null,
+  p_rows text default 'restore',
+  p_lock_timeout interval default '1 second',
+  p_attempts integer default 10,
+  p_strict boolean default false
+)
+returns table (
+  outcome text,
+  validated boolean,
+  violations bigint,
+  definition text,
+  found text,
+  reason text,
+  next text,
+  detail jsonb
+)
+language sql
+volatile
+parallel unsafe
+security invoker
+as $$
+  select u.outcome, u.validated, u.violations, u.definition, u.found, u.reason, u.next, u.detail
+  from routeledger._undo_constraint(
+    p_table, p_name, p_label, p_rows, p_lock_timeout, p_attempts, p_strict,
+    routeledger._path_with_temp(pg_catalog.current_setting('search_path'))) u
+$$;
+
 -- ==== 700_operations.sql
 
 -- 700 · Operations: what a scheduler runs.
 
 -- Makes the partitions of today and of the time ahead (settings.partitions_ahead periods of
--- settings.partition_width, or the interval given), so that no write has to. Safe to run at any time, from
--- anywhere, as often as wanted. Returns what it made.
--- Locks: share update exclusive on the ledger's tables where one is missing. Errors: RL103.
+-- settings.partition_width, or the interval given), so that no write has to, and drops the row images of repairs
+-- that are older than settings.repair_retention. Safe to run at any time, from anywhere, as often as wanted. Returns
+-- what it made and dropped.
+-- Locks: share update exclusive on the ledger's tables where a partition is missing; access exclusive on images that
+-- are dropped. Errors: RL103.
 create or replace function routeledger.maintain(
   p_ahead interval default null
 )
@@ -8004,6 +15377,8 @@ begin
     from routeledger._partitions() p
     where routeledger._uuid_floor(v_at) >= p.lower_id and routeledger._uuid_floor(v_at) < p.upper_id;
   end loop;
+
+  return query select d.action, d.object from routeledger._drop_old_images() d;
 end
 $$;
 
@@ -8044,7 +15419,22 @@ begin
       (array['upsert', 'upsert_from', 'plan_upsert', '_upsert', '_run_upsert', '_run_one_by_one', '_bad_rows', '_kept_out', '_upsert_shape', '_check_names', '_rows_at', '_is_about_a_row',
              '_digest_rows', '_claim_batch', '_settle_batch', '_count_upsert', '_plan_upsert', '_raise', '_raise_fault'],
         array['writer', 'judge', 'admin']),
-      (array['maintain', 'configure', 'import_models', 'set_clock', 'grant_tenant', 'revoke_tenant', 'unbind_role', 'set_pattern_rules'],
+      -- and so do the constraints and repairs
+      (array['ensure_check', 'ensure_not_null', 'ensure_unique', 'unique_step', 'collapse_duplicates', 'declare_constraint', 'undeclare_constraint', 'plan_constraints', 'apply_constraints',
+             'constraint_states', 'undo_constraint', 'undo_repair', 'show_repair', 'repair_orphans_in'],
+        array['writer', 'judge', 'admin']),
+      (array['_caller_role', '_qualified', '_image_columns', '_column_list', '_may_repair', '_open_repair', '_image_of', '_note_index', '_close_repair', '_mark_undone', '_read_repair', '_share_images',
+             '_tree', '_may_alter', '_serialize', '_path_of', '_lock_fault', '_run_locked', '_holders', '_record_change', '_expression_fault', '_is_one_expression', '_make_probe', '_functions_in', '_canonical_check',
+             '_live_constraint', '_image_of_constraint', '_violations', '_is_empty', '_check_table', '_constraint_fault', '_recorded', '_record_unchanged', '_same_functions', '_add_check_sql', '_children_in_the_way',
+             '_swap_statements', '_root_of', '_owners_of', '_live_not_null', '_not_null_name', '_not_null_statements', '_restore_check',
+             '_table_meant', '_declarations', '_store_declaration', '_options_fault', '_declare_constraint', '_declarations_meant', '_state_of_check', '_state_of_not_null', '_constraint_states',
+             '_ensure_declared', '_plan_constraints',
+             '_path_with_temp', '_rows_of', '_written_columns', '_listed', '_key_of', '_same_key', '_net_image', '_locate', '_differences', '_references_to', '_triggers_of', '_index_state', '_index_statements',
+             '_undo', '_undo_in_ledger', '_undo_repair', '_orphan_columns', '_check_times', '_repair_orphans', '_changes_to_undo', '_mark_changes_undone', '_live_index', '_restore_index', '_undo_constraint'],
+        array['writer', 'judge', 'admin']),
+      (array['constraint_states'],
+        array['reader']),
+      (array['repair_orphans', 'maintain', 'configure', 'import_models', 'set_clock', 'grant_tenant', 'revoke_tenant', 'unbind_role', 'set_pattern_rules'],
         array['admin'])
     ) g (names, roles)
   loop
@@ -8056,7 +15446,7 @@ begin
     loop
       foreach v_role in array v_grant.roles loop
         continue when to_regrole('routeledger_' || v_role) is null;
-        execute format('grant execute on function %s to %I', v_routine.signature, 'routeledger_' || v_role);
+        execute format('grant execute on routine %s to %I', v_routine.signature, 'routeledger_' || v_role);
       end loop;
     end loop;
   end loop;
@@ -8065,7 +15455,7 @@ begin
     select g.names, g.roles
     from (values
       (array['decisions', 'attempts', 'in_flight', 'orphans', 'reconciliation', 'implausible_costs', 'current_prices', 'flagged_prices', 'upsert_activity', 'model_performance',
-             'pattern_quality', 'current_pattern_rules'],
+             'pattern_quality', 'current_pattern_rules', 'constraint_history', 'constraint_drift', 'repair_history'],
         array['reader', 'admin'])
     ) g (names, roles)
   loop
@@ -8126,6 +15516,7 @@ comment on column routeledger.settings.implausible_factor is 'A price or cost th
 comment on column routeledger.settings.implausible_usd_per_mtok is 'Where nothing is known of a model, a cost above this many USD per million tokens is flagged.';
 comment on column routeledger.settings.tenants_bound is 'True when some role is bound to tenants; kept by grant_tenant() and unbind_role().';
 comment on column routeledger.settings.rollup_look_back is 'How far before its watermark an incremental roll-up begins, so that it counts what was committed late; 0 to 10 years.';
+comment on column routeledger.settings.repair_retention is 'How long maintain() keeps the row images of a repair, without which it cannot be undone; 1 day to 100 years.';
 
 comment on table routeledger.tenant_grants is 'Which role is bound to which tenant.';
 comment on column routeledger.tenant_grants.tenant_id is 'The tenant.';
@@ -8883,9 +16274,516 @@ comment on function routeledger.score_patterns(p_rows jsonb, p_version text, p_r
 Rows: pattern_id and pattern (as score_pattern() takes it), required; measurement_timestamp (now, by clock()), confidence and metadata (of the measurement). Give measurement_timestamp where a call may be repeated: only then is the repetition `unchanged`.
 Locks: the patterns'' rows by pattern_id. Errors: RL101, RL107, RL501, RL205 for the call; per row RL101, RL103, RL107, RL108, RL109.';
 
+comment on function routeledger._caller_role() is
+'Returns the role on whose behalf the session calls, also within a SECURITY DEFINER routine: the one that SET ROLE chose, else the login.
+Locks: none. Errors: none.';
+
+comment on function routeledger._qualified(p_table regclass) is
+'Returns the name of a table with its schema, quoted where it has to be, the same in every session. Volatile, so that it sees a table that the calling statement has made.
+Locks: none. Errors: none.';
+
+comment on function routeledger._image_columns(p_target regclass, p_alias text) is
+'Returns the columns of a table, quoted, in order and separated by commas: `select <this> from` its rows is what an image takes. With an alias each is written alias.column.
+Locks: none. Errors: none.';
+
+comment on function routeledger._column_list(p_target regclass) is
+'Describes the columns of a table as a JSON array in order: name, type, collation, and whether the value is generated. Types and collations are written in full.
+Locks: none. Errors: none.';
+
+comment on function routeledger._may_repair(p_target regclass) is
+'Tells whether the calling role may repair a table: it can change its rows, or the table is the ledger''s own and the role is an admin.
+Locks: none. Errors: none.';
+
+comment on function routeledger._open_repair(p_kind text, p_target regclass, p_reason text, p_details jsonb, p_undoes bigint) is
+'Enters a repair and returns its id. Only a role that may change the target''s rows opens one.
+Locks: none. Errors: RL101, RL102, RL108, RL117, 42501.';
+
+comment on function routeledger._own_repair(p_repair_id bigint) is
+'Returns an open repair of the caller''s, locked, or raises: the role that opened it, a member of that role, or an admin.
+Locks: the repair''s row. Errors: RL206, 42501.';
+
+comment on function routeledger._image_of(p_repair_id bigint, p_target regclass) is
+'Returns the table that keeps a repair''s rows of one target, and the prefix of our two columns in it; makes it at the first call for that target. The calling role may then write it until the repair is closed, and read it after that, as the target''s owner may.
+Locks: the repair''s row. Errors: RL101, RL206, RL117, 42501.';
+
+comment on function routeledger._note_index(p_repair_id bigint, p_index regclass) is
+'Notes the index that a repair made possible, or that an undo drops, with its definition as the catalogue has it, so that an undo drops it and an undo of that makes it again. Only the owner of the index''s table notes one, at any time after the repair was opened.
+Locks: the repair''s row. Errors: RL206, RL117, 42501.';
+
+comment on function routeledger._close_repair(p_repair_id bigint, p_before bigint, p_after bigint, p_removed bigint, p_changed bigint, p_added bigint, p_details jsonb) is
+'Closes a repair: what it says it did has to be what its images hold, and the rows of its target before and after have to agree with that, or the whole repair is rolled back. From then on the images are read-only. Without counts of rows (a repair of many transactions, beside which others wrote) only the images are compared.
+Locks: the repair''s row. Errors: RL206, RL313, 42501.';
+
+comment on function routeledger._mark_undone(p_repair_id bigint, p_undone_by bigint) is
+'Marks a repair as undone by another, which the caller has opened. Returns false when it was undone already.
+Locks: the row of the one, then of the other. Errors: RL206, 42501.';
+
+comment on function routeledger._read_repair(p_repair_id bigint) is
+'Returns what the registry knows of a repair, and of the images it holds as a JSON array in their order.
+Locks: none. Errors: none.';
+
+comment on function routeledger._share_images(p_repair_id bigint) is
+'Lets the calling role read the images of a repair whose tables it may read and change itself, row security aside: then they show it nothing that it could not have seen.
+Locks: none. Errors: none.';
+
+comment on function routeledger._drop_old_images() is
+'Drops the images of repairs that were finished longer ago than settings.repair_retention, and of those still open that began before that. The registry keeps their counts. Returns what was dropped.
+Locks: the repair''s row, access exclusive on its images. Errors: none.';
+
+comment on function routeledger._tree(p_table regclass) is
+'Returns a table and all that inherits from it, the table first, parents before their children.
+Locks: none. Errors: none.';
+
+comment on function routeledger._may_alter(p_table regclass) is
+'Says whether the caller may alter a table: whether they have the rights of its owner, and of the owners of all that inherits from it.
+Locks: none. Errors: none.';
+
+comment on function routeledger._serialize(p_table regclass, p_name text) is
+'Makes those wait who change the same constraint of the same table, until the transaction ends.
+Locks: the advisory lock of (table, constraint), without a time limit. Errors: none.';
+
+comment on function routeledger._path_of(p_table regclass) is
+'Returns the search_path under which what is said of a table is read: pg_catalog, the schema of the table, the schemas of its columns'' types (whose operators would not be found otherwise), and temporary objects last.
+Locks: none. Errors: none.';
+
+comment on function routeledger._lock_fault(p_lock_timeout interval, p_attempts integer) is
+'Returns the fault of a lock_timeout or a number of attempts that cannot be used, null when both can.
+Locks: none. Errors: none.';
+
+comment on function routeledger._run_locked(p_table regclass, p_statements text[], p_lock_timeout interval, p_attempts integer) is
+'Runs the statements, all or none, and never waits longer than p_lock_timeout for a lock: what it had is given back, and after a pause that grows, and that differs from session to session, it tries again, p_attempts times in all. Returns how many tries it took. The statements name everything in full; the functions they call are found by the path of the table. A lock that is not had is raised as 55P03, with those who hold one in DETAIL.
+Locks: those of the statements, in their order. Errors: RL101, RL103, 55P03, and what the statements raise.';
+
+comment on function routeledger._raise_locked(p_table regclass, p_lock_timeout interval, p_attempts integer, p_began timestamptz, p_last text) is
+'Raises that a lock on a table could not be had in time, with those who hold one in DETAIL.
+Locks: none. Errors: 55P03.';
+
+comment on function routeledger._total_wait(p_lock_timeout interval, p_attempts integer) is
+'Returns what p_attempts waits of p_lock_timeout come to, as a lock_timeout.
+Locks: none. Errors: none.';
+
+comment on function routeledger._holders(p_table regclass) is
+'Returns who else holds a lock on a table, or on what inherits from it: at most 20, the oldest transaction first.
+Locks: none. Errors: none.';
+
+comment on function routeledger._record_change(p_target text, p_name text, p_kind text, p_action text, p_before jsonb, p_after jsonb, p_label text, p_repair_id bigint, p_functions jsonb) is
+'Writes a change of a constraint into the history, as it was before and as it is now, and returns its number. Only for who may alter the table, or an admin: what is written here is what an undo puts back.
+Locks: none. Errors: 42501.';
+
+comment on function routeledger._expression_fault(p_text text) is
+'Returns what keeps a text from being one expression between two parentheses, null when nothing does: it is empty, a string, name or comment in it has no end, or it closes a parenthesis that it has not opened. Read by the server''s own rules for strings, names and comments (standard_conforming_strings on); strings between dollars and comments within comments are not taken.
+Locks: none. Errors: none.';
+
+comment on function routeledger._is_one_expression(p_text text) is
+'Says whether a text can stand between two parentheses as one expression: _expression_fault() says why not.
+Locks: none. Errors: none.';
+
+comment on function routeledger._make_probe(p_table regclass) is
+'Makes an empty temporary table with the name, the columns, the types and the collations of a table, each column with its number, and returns it: an expression of the table can be printed as one of the probe. Meant for a subtransaction that is rolled back: what the session has of that name among its own temporary objects is renamed. Neither a lock nor a privilege on the table is needed.
+Locks: none on the table. Errors: 25006, 42501 where no temporary table can be made.';
+
+comment on function routeledger._functions_in(p_tree text) is
+'Returns the functions that a stored expression calls: each with its volatility, and those that are not the server''s own with a digest of what they do.
+Locks: none. Errors: none.';
+
+comment on function routeledger._canonical_check(p_table regclass, p_predicate text, p_names text[]) is
+'Returns the canonical text of a predicate over a table, with all that is known of it: "texts" (what PostgreSQL prints in each round until it is the same again; the last is the one that is installed), "columns", "functions" and "notes"; and "live", the constraints of p_names as they are, by name, read without a lock on the table. Where the session can make no temporary table: "refused", with the reason, and "message".
+Locks: none on the table. Errors: RL116.';
+
+comment on function routeledger._is_uncommitted(p_xmin xid) is
+'Says whether what has this xmin was written by the transaction that asks, and not before it.
+Locks: none. Errors: none.';
+
+comment on function routeledger._live_constraint(p_table regclass, p_name text, p_probe regclass) is
+'Returns the constraint of that name on a table as it is, printed the same in every session: null when there is none. "kind" is that of pg_constraint; "uncommitted" says that this very transaction has made or changed it. PostgreSQL opens a table to print an expression of it, under a lock that waits for whoever alters it: with p_probe a CHECK is printed as one of that probe instead.
+Locks: access share for a moment, with p_probe none. Errors: none.';
+
+comment on function routeledger._image_of_constraint(p_live jsonb) is
+'Returns a constraint as the history keeps it: what it takes to put it back.
+Locks: none. Errors: none.';
+
+comment on function routeledger._violations(p_table regclass, p_predicate text, p_only boolean) is
+'Counts the rows of a table for which a predicate is false, and shows up to five of them by their primary key, else by their place. The predicate is canonical text. Where the caller may not see every row, or the predicate fails on one: "refused", with the reason, and "message".
+Locks: access share, given back. Errors: none of ours.';
+
+comment on function routeledger._is_empty(p_table regclass) is
+'Says whether a table and all that inherits from it hold not even a dead row.
+Locks: none. Errors: none.';
+
+comment on function routeledger._check_table(p_table regclass) is
+'Raises unless constraints of this relation can be declared.
+Locks: none. Errors: RL101, RL117.';
+
+comment on function routeledger._constraint_fault(p_name text, p_label text, p_if_violated text) is
+'Returns the fault of the name of a constraint, of a label or of the policy for violators; null when there is none.
+Locks: none. Errors: none.';
+
+comment on function routeledger._recorded(p_target text, p_name text, p_kind text, p_label text, p_texts text[]) is
+'Returns what the history knows: "labelled", whether a change of this constraint under this label is on record and has not been undone; and "functions", those of the last change that left one of these texts, null when none did.
+Locks: none. Errors: none.';
+
+comment on function routeledger._record_unchanged(p_target text, p_name text, p_kind text, p_now jsonb, p_label text, p_functions jsonb) is
+'Records once for each label that a constraint was found to be as declared, so that undoing that label leaves it alone; and once for what it calls, so that it is seen when that changes. Returns the number of the record, null when there was nothing to record.
+Locks: none. Errors: none.';
+
+comment on function routeledger._same_functions(p_one jsonb, p_other jsonb) is
+'Says whether two lists of functions do the same, whatever the functions are called.
+Locks: none. Errors: none.';
+
+comment on function routeledger._add_check_sql(p_name text, p_predicate text, p_no_inherit boolean, p_enforced boolean) is
+'Returns the ALTER TABLE clause that adds a CHECK, not yet validated.
+Locks: none. Errors: none.';
+
+comment on function routeledger._children_in_the_way(p_table regclass, p_name text, p_texts text[]) is
+'Returns the constraints of that name that tables below this one have of their own and that are not the one to be inherited: they have to go before it can be added.
+Locks: none that is kept. Errors: none.';
+
+comment on function routeledger._swap_statements(p_table regclass, p_name text, p_add text, p_comment text, p_also text[], p_children jsonb) is
+'Returns the statements that put one CHECK in the place of another of its name (p_add null: only take it away), with the constraints in p_also, and those of that name in p_children, dropped at the same time. Where nothing below is in the way it is one ALTER TABLE; else the whole tree is locked first.
+Locks: none. Errors: none.';
+
+comment on function routeledger._root_of(p_table regclass, p_name text) is
+'Returns the table from which a table has inherited the constraint of that name: the highest one.
+Locks: none. Errors: none.';
+
+comment on function routeledger._owners_of(p_table regclass) is
+'Returns the owners of a table and of all that inherits from it.
+Locks: none. Errors: none.';
+
+comment on function routeledger.ensure_check(p_table regclass, p_name text, p_predicate text, p_if_violated text, p_no_inherit boolean, p_also_drop text[], p_label text, p_lock_timeout interval, p_attempts integer, p_strict boolean, p_dry_run boolean) is
+'Brings a table to hold exactly this CHECK under this name, whatever it holds under it now, and says what it found and did. `unchanged`: there, of this predicate, and validated; no lock was taken on the table. `created`, `replaced`: now there, for every row that is written from now on; old rows are looked at in a later call. `validated`: the old rows were looked at too. `pending`: there, and rows that violate it remain, or it was made in this very transaction. `refused`: nothing was changed, for the reason given. Where next is not null, the same call in a new transaction goes on.
+The predicate is read by the path pg_catalog, the schema of the table, the schemas of its columns'' types; what is installed is its canonical text. Rows that violate it are counted, and five of them shown in detail.samples, before anything is changed: p_if_violated `refuse` then changes nothing, `add_not_valid` adds it nevertheless (an UPDATE of such a row fails from then on, whatever it changes). p_also_drop names older CHECKs that this one takes the place of. p_label groups changes for undo_constraint(). Functions are noted, and followed: when one of them does something else than when the constraint was put there, it counts as replaced and every row is looked at again. Reasons for a refusal: violations, predicate_fails, row_security, no_privilege, read_only, not_owner, inherited, name_taken, not_possible (what ALTER TABLE said is in detail.message). With p_strict a refusal is an error.
+Locks: none when unchanged, and none is waited for. Otherwise the advisory lock of (table, constraint); access share for the count, given back; then for a change access exclusive on the table and all that inherits from it (one ALTER TABLE, no scan), to validate share update exclusive (readers and writers pass), each waiting at most p_lock_timeout, p_attempts times. Errors: RL101, RL102, RL103, RL108, RL116, RL117, RL309, 55P03.';
+
+comment on function routeledger._live_not_null(p_table regclass, p_column text) is
+'Returns what is known of NOT NULL on a column: "not_null", "validated", and from PostgreSQL 18 on "name", "inherited" and "uncommitted" of its constraint. Null when there is no such column.
+Locks: none. Errors: none.';
+
+comment on function routeledger._not_null_name(p_table regclass, p_column text) is
+'Returns the name that PostgreSQL 18 would give to the NOT NULL of a column: at most 63 bytes.
+Locks: none. Errors: none.';
+
+comment on function routeledger.ensure_not_null(p_table regclass, p_column text, p_name text, p_if_violated text, p_label text, p_lock_timeout interval, p_attempts integer, p_strict boolean, p_dry_run boolean) is
+'Brings a column to be NOT NULL without a scan under a lock that stops readers or writers, in two or three transactions. From PostgreSQL 18 on: a NOT NULL constraint of that name, NOT VALID, then validated. Before: a CHECK of that name, NOT VALID, validated, and then taken for the proof that SET NOT NULL needs, and dropped. Arguments, outcomes, reasons and errors as in ensure_check(); p_name is by default what PostgreSQL would call it. A column that is NOT NULL already is `unchanged`, whatever its constraint is called (detail.name_found).
+Locks: none when unchanged. Otherwise the advisory lock of (table, constraint); access share for the count, given back; then access exclusive (no scan) or, to validate, share update exclusive, each waiting at most p_lock_timeout, p_attempts times. Errors: RL101, RL102, RL103, RL108, RL113, RL117, RL309, 55P03.';
+
+comment on function routeledger._not_null_statements(p_table regclass, p_column text, p_name text) is
+'Returns the statements that make a column NOT NULL where it is proved that it can be.
+Locks: none. Errors: none.';
+
+comment on function routeledger._restore_check(p_table regclass, p_name text, p_kind text, p_before jsonb, p_lock_timeout interval, p_attempts integer) is
+'Puts back what a change of the history found (its `before`): the CHECK with its comment, those that were dropped with it, those of the tables below; or takes the constraint away where there was none. What had been validated is so at once only where the table is empty. Returns whether all that was put back is as it was.
+Locks: access exclusive on the table and all that inherits from it, without a scan, waiting at most p_lock_timeout, p_attempts times. Errors: RL103, RL116, 55P03, and what the table raises.';
+
+comment on function routeledger._suffixed(p_name text, p_suffix text) is
+'Returns a name of at most 63 bytes that ends in the suffix.
+Locks: none. Errors: none.';
+
+comment on function routeledger._leaf_index_name(p_name text, p_leaf regclass) is
+'Returns the name of the index of a leaf that belongs to the unique index of that name of its root: the same each time.
+Locks: none. Errors: none.';
+
+comment on function routeledger._online_key(p_table regclass, p_name text) is
+'Returns the key of the advisory lock that a client holds, for its session, while it builds a unique index online. Nobody waits for it: a session that waits inside a statement would be waited for by CREATE INDEX CONCURRENTLY.
+Locks: none. Errors: none.';
+
+comment on function routeledger._probe_unique(p_table regclass, p_parts text[], p_where text, p_nulls_equal boolean, p_elsewhere boolean) is
+'Makes a unique index of these parts on an empty table of the same name and columns, reads how PostgreSQL prints it, and leaves nothing behind. With p_elsewhere it is parsed as in a session at the other end of the world.
+Locks: none. Errors: RL116, RL118.';
+
+comment on function routeledger._read_unique(p_table regclass, p_columns text[], p_where text, p_nulls_equal boolean) is
+'Reads the parts and the predicate of a unique key as PostgreSQL prints them, round after round until nothing changes any more: the last round, and in `rounds` all of them, because a live index may hold the text of any.
+Locks: none. Errors: RL116, RL118.';
+
+comment on function routeledger._unique_indexes(p_table regclass, p_read jsonb, p_nulls_equal boolean) is
+'Returns the indexes of a table, and of each whether it is the unique index that was read (`same`): the same parts compared in the same way, the same predicate, the same NULLS mode (which makes no difference where no part can be NULL). How it is sorted and what it includes besides makes no difference either. `serves`: and it is valid and immediate; `plain`: it can be made a constraint.
+Locks: none. Errors: none.';
+
+comment on function routeledger._referencing(p_table regclass) is
+'Returns the foreign keys that point to a table, or to what it is a part of or consists of: each with the table that holds it, how that is written in FROM, whether it is the same table, and the pairs of columns.
+Locks: none. Errors: none.';
+
+comment on function routeledger._fired_by(p_table regclass, p_update boolean) is
+'Returns the triggers and rules of a table, and of its partitions, that a DELETE (or an UPDATE) would fire in this session.
+Locks: none. Errors: none.';
+
+comment on function routeledger._unique_plan(p_table regclass, p_name text, p_columns text[], p_keep text, p_nulls text, p_where text, p_form text) is
+'Reads from the catalogue alone what is declared, what is there (`state`: unchanged, missing, different, invalid_index, unknown), and what to do about it (`step`): unchanged     a valid index, or constraint, is there as declared, under the name declared or another (`index`) attach        the index is there, the constraint is not swap          the index is there, and another still holds the name declared leftovers     what a build left behind that did not come to its end has to go first build         it is not there refused       `reason` and `why` say what is in the way
+Locks: none. Errors: RL101, RL102, RL108, RL114, RL116, RL117, RL118.';
+
+comment on function routeledger._find_duplicates(p_plan jsonb, p_leaf regclass, p_limit bigint) is
+'Finds the rows of a leaf of which the unique index could hold but one of each key: their places, and the number of the key of each, in the order of the key; at most p_limit of them. `mixed` counts the keys in which a NULL and the value that stands for it meet.
+Locks: none (access share). Errors: what the expressions of the key raise.';
+
+comment on function routeledger._rank_duplicates(p_plan jsonb, p_leaf regclass, p_places tid[], p_lock boolean) is
+'Of rows of a leaf, by their places, says which go and which stays for each of them, by the declared precedence. Rows that are gone, or no longer where they were, are left out. With p_lock each is locked first, in the order of the key, so that nobody changes it or comes to point to it any more.
+Locks: with p_lock the rows (for update). Errors: what the expressions of the key raise.';
+
+comment on function routeledger._count_references(p_table regclass, p_leaf regclass, p_gone tid[]) is
+'Counts, for each foreign key, the rows that point to rows of a leaf and do not go themselves.
+Locks: none (access share). Errors: 42501 for a table that the caller may not read.';
+
+comment on function routeledger._repoint(p_plan jsonb, p_table regclass, p_leaf regclass, p_gone tid[], p_kept tid[], p_triggers text, p_repair_id bigint) is
+'Makes every row that points to a row that goes point to the one that stays for it, and keeps it as it was and as it is. Returns how many rows that were.
+Locks: the rows (for update), table by table in the order of their names. Errors: RL309 (triggers), RL313, and what the tables raise.';
+
+comment on function routeledger._collapse_rows(p_plan jsonb, p_table regclass, p_leaf regclass, p_places tid[], p_children text, p_triggers text, p_repair_id bigint, p_whole boolean) is
+'Collapses rows of a leaf, by their places, each key to the row that wins: keeps the images of all of them, lets what points to a loser point to the winner, deletes the losers, and proves it: as many are gone as had to go, each exactly as its image has it, and each with one winner of its key that is there. p_whole: no other row of the table goes in this repair. Returns what was removed and changed, and the places of the winners.
+Locks: the rows (for update) in the order of the key, then those that point to them. Errors: RL309 (children, self_reference, triggers), RL313, and what the tables raise.';
+
+comment on function routeledger._survey_unique(p_plan jsonb, p_table regclass) is
+'Looks, without a lock, at what it would take to make the key unique: rows, keys with duplicates, rows to remove, what points to them, which triggers would fire. Leaves that have their index already are not looked at.
+Locks: none (access share). Errors: what the expressions of the key raise, 42501.';
+
+comment on function routeledger._unique_refusal(p_survey jsonb, p_keep text, p_children text, p_triggers text) is
+'Returns why the rows that a survey found cannot be collapsed as asked, or null.
+Locks: none. Errors: none.';
+
+comment on function routeledger._hidden_rows(p_table regclass) is
+'Says of which table row-level security would hide rows from the caller: of the table or of one that points to it.
+Locks: none. Errors: none.';
+
+comment on function routeledger._image_of_index(p_index oid) is
+'Returns what the history keeps of an index, null when there is none.
+Locks: none. Errors: none.';
+
+comment on function routeledger._note_duplicates(p_repair_id bigint, p_leaf regclass, p_key_nos bigint[], p_places tid[]) is
+'Notes duplicates that an open repair has found: their places, and the number of the key of each.
+Locks: the repair''s row. Errors: RL206, 42501.';
+
+comment on function routeledger._take_duplicates(p_repair_id bigint, p_limit integer) is
+'Takes the next p_limit duplicates of one leaf that an open repair has noted, in the order of the key. `split` is the number of the key of which more are left.
+Locks: the repair''s row. Errors: RL206, 42501.';
+
+comment on function routeledger._open_collapse(p_table regclass, p_name text) is
+'Returns the caller''s open repair that collapses this table for this unique index, null when there is none.
+Locks: none. Errors: none.';
+
+comment on function routeledger._close_collapse(p_repair_id bigint, p_before bigint, p_after bigint, p_details jsonb) is
+'Closes a repair of a collapse with what its images hold; before and after are the rows of the table, or null when others wrote meanwhile. Returns how many rows were removed.
+Locks: the repair''s row. Errors: RL206, RL313, 42501.';
+
+comment on function routeledger.collapse_duplicates(p_table regclass, p_columns text[], p_keep text, p_nulls text, p_where text, p_children text, p_triggers text, p_reason text, p_limit integer, p_repair_id bigint) is
+'Removes, in one transaction, at most p_limit of the rows that stand in the way of a unique key: of each key the row stays that wins by p_keep, as ensure_unique() has it. Call it again, each call in its own transaction and with the repair_id it returned, until remaining is false; it can be broken off anywhere and be gone on with. remaining is false when the whole table was looked at and no duplicate was found. Writers are never kept waiting but for the rows at hand; what they do meanwhile is seen in the next round. Afterwards nothing yet prevents new duplicates: that is what the unique index is for.
+Locks: the rows of a batch (for update) in the order of the key, then those that point to them. Errors: RL101, RL102, RL103, RL108, RL114, RL116, RL117, RL118, RL206, RL309 (not_owner, read_only, partition_key, foreign_partition, row_security, sentinel, children, self_reference, triggers), RL313, and what the table raises.';
+
+comment on function routeledger._fence_sql(p_plan jsonb, p_table regclass) is
+'Returns the command that makes the fence: a unique index of the same key over the rows that are still to come. Null where there is one already, the table is partitioned or empty, or its primary key does not grow.
+Locks: none (access share). Errors: none.';
+
+comment on function routeledger._renote_index(p_table regclass, p_name text, p_index regclass) is
+'Notes the index of that name once more in the last repair that was made for it, after it was renamed or attached, so that undoing the repair takes away what is there now.
+Locks: the repair''s row. Errors: 42501.';
+
+comment on function routeledger._settle_unique(p_table regclass, p_name text, p_index regclass, p_action text, p_before jsonb, p_label text, p_repair_id bigint, p_rows_before bigint, p_rows_after bigint) is
+'Notes in the history what has been done for a unique index, and in the repair that made it possible, which is closed when it is still open. Returns what to add to the detail of the answer: change_id, repair_id, removed.
+Locks: the repair''s row. Errors: RL206, RL313, 42501.';
+
+comment on function routeledger._unique_fault(p_name text, p_label text, p_children text, p_triggers text, p_reason text, p_lock_timeout interval, p_attempts integer) is
+'Returns the fault of what ensure_unique() and unique_step() are told beside what _unique_plan() looks at, or null.
+Locks: none. Errors: none.';
+
+comment on function routeledger._collapse_and_build(p_plan jsonb, p_table regclass, p_children text, p_triggers text, p_reason text, p_label text, p_lock_timeout interval, p_attempts integer) is
+'Collapses all duplicates of a table and makes its unique index, or neither, in the caller''s transaction. Returns what to add to the detail of the answer.
+Locks: share row exclusive on the table and its partitions (writers wait, readers do not); the duplicates; what points to them. Errors: RL309 (duplicates, sentinel, children, self_reference, triggers), RL313, 55P03, and what the tables raise.';
+
+comment on function routeledger.ensure_unique(p_table regclass, p_name text, p_columns text[], p_keep text, p_nulls text, p_where text, p_form text, p_children text, p_triggers text, p_reason text, p_label text, p_lock_timeout interval, p_attempts integer, p_strict boolean, p_dry_run boolean) is
+'Brings a table to hold this unique index, or constraint, under this name, whatever stands in the way, in one transaction for each step, and says what it found and did. `unchanged`: there, valid, and ON CONFLICT can use it, under this name or another (detail.name_found); no lock was taken on the table. `created`: now there; the duplicates were collapsed, each key to the row that p_keep lets win. `replaced`: it took the place of another index or constraint of its name; `validated`: the index has become the constraint asked for. `pending`: what a broken build had left behind is gone, and the index is made by the next call. `refused`: nothing was changed, for the reason given. Where next is not null, the same call in a new transaction goes on.
+p_columns: columns, or expressions with or without a COLLATE. p_keep: `latest at, greatest n, first seen_at`, as in upsert() but without sum; between equals the greater row stays; null: duplicates are refused. p_nulls `distinct`: NULLs are never equal. p_where makes it partial. p_form `constraint` is for plain columns. p_children `repoint`: rows that point to a row that goes are made to point to the one that stays. p_triggers `fire`: the triggers of the rows that go, or are repointed, may run. Every row that goes, stays for another or is repointed is kept under detail.repair_id, and undo_repair() puts all of it back. Reasons for a refusal: duplicates, children, triggers, sentinel (NULL and the literal that stands for it meet in one key), self_reference, collision (a row that was repointed met a constraint of its own table), referenced, replica_identity, inherited, name_taken, partition_key, partitioned_constraint, foreign_partition, row_security, not_owner, read_only. With p_strict a refusal is an error.
+Locks: none when unchanged. Otherwise the advisory lock of (table, index); access share for a first look; then share row exclusive on the table and its partitions while rows are collapsed and the index is built (readers go on), or, in a step of its own, access exclusive for the moment it takes to drop, rename or attach; each waiting at most p_lock_timeout, p_attempts times. Errors: RL101, RL102, RL103, RL108, RL114, RL116, RL117, RL118, RL309, RL313, 55P03, 42501.';
+
+comment on function routeledger.unique_step(p_table regclass, p_name text, p_columns text[], p_keep text, p_nulls text, p_where text, p_form text, p_children text, p_triggers text, p_reason text, p_label text, p_lock_timeout interval, p_attempts integer, p_strict boolean, p_state jsonb) is
+'Says what to run next so that a table comes to hold a unique index while others write it, and does nothing else itself but keep the books. Call it on a session of your own, outside a transaction, until action is `done` or `refused`: run       run command, outside a transaction; where state has "lock_timeout": true with that lock_timeout collapse  run command, outside a transaction: one batch of duplicates, collapsed and committed wait      somebody else is at this index: ask again in a moment and hand back state with `last`: {"action", "command", "row": the first row it returned, as an object, or null, "error": null or {"sqlstate", "message", "detail", "constraint"}}. Errors to hand back are those of class 23, RL309, 55P03, 40P01 and 40001; raise the others. What comes next is found in the catalogue each time, so whoever is broken off, or has lost state, begins again with {}.
+The way: what a broken build left behind is dropped concurrently; where there are duplicates and the primary key grows (one column: integer, bigint, timestamptz, uuid version 7) a fence, a unique index over the rows to come, keeps new duplicates among those out; duplicates are collapsed in batches, under one repair; the index is built concurrently, of a partitioned table leaf by leaf. A build that meets a duplicate is dropped and the collapse goes on, five times, then ensure_unique() does it with writers waiting. Then the index is attached, or takes the place of another, and the fence is dropped. While an index is built, INSERT ... ON CONFLICT over another unique index of the table may fail with 23505: repeat it.
+The parameters are those of ensure_unique().
+Locks: for the session, until done or refused, the advisory lock _online_key(). Errors: as ensure_unique(), with p_strict RL309 too.';
+
+comment on function routeledger._table_meant(p_table text, p_path text) is
+'Returns the schema and the name of the table that a text means to a session of this search_path: those of the table that there is, else those that are written, and the first schema of the path where none is.
+Locks: none. Errors: RL101, RL117.';
+
+comment on function routeledger._declarations(p_schema text, p_table text, p_name text) is
+'Returns what is declared, all of it or for one table or one name, each with the table as it is now (null: there is none).
+Locks: none. Errors: none.';
+
+comment on function routeledger._may_declare(p_schema text, p_relation regclass) is
+'Says whether the caller may declare constraints of a table: an admin, or who has the rights of its owner; of a table that there is not yet, who may create it.
+Locks: none. Errors: none.';
+
+comment on function routeledger._store_declaration(p_schema text, p_table text, p_relation regclass, p_name text, p_kind text, p_predicate text, p_columns text[], p_options jsonb) is
+'Writes a declaration, or takes it away (p_kind null). Returns whether that changed anything.
+Locks: the row. Errors: RL117, 42501.';
+
+comment on function routeledger._options_fault(p_kind text, p_options jsonb) is
+'Returns the fault of the options of a declaration, null when there is none: which there are depends on the kind.
+Locks: none. Errors: none.';
+
+comment on function routeledger._declare_constraint(p_table text, p_name text, p_kind text, p_predicate text, p_columns text[], p_options jsonb, p_path text) is
+'declare_constraint() and undeclare_constraint() (p_kind null), for a session of this search_path.
+Locks: the declaration. Errors: RL101, RL102, RL103, RL107, RL108, RL113, RL116, RL117, 42501.';
+
+comment on function routeledger.declare_constraint(p_table text, p_name text, p_kind text, p_predicate text, p_columns text[], p_options jsonb) is
+'Declares that a table is to hold a constraint of this name: nothing is done to the table. p_kind is `check` (with p_predicate), `unique` (with p_columns: columns or expressions) or `not_null` (with one column). p_options are the other parameters of ensure_check(), ensure_unique() or ensure_not_null(), without p_. The table need not exist yet; where it does the predicate is read at once. Returns true when the declaration is new or another one than before.
+Locks: the declaration. Errors: RL101, RL102, RL103, RL107, RL108, RL113, RL116, RL117, 42501.';
+
+comment on function routeledger.undeclare_constraint(p_table text, p_name text) is
+'Takes a declaration away; the constraint stays as it is. Returns whether there was one. Those of routeledger itself cannot be taken away.
+Locks: the declaration. Errors: RL101, RL108, RL117, 42501.';
+
+comment on function routeledger._declarations_meant(p_table text, p_name text, p_path text) is
+'Returns the declarations that a caller asks for, by table, by name, or all, for a session of this search_path.
+Locks: none. Errors: RL101, RL117, RL207.';
+
+comment on function routeledger._state_of_check(p_relation regclass, p_name text, p_predicate text, p_options jsonb) is
+'Compares one declared CHECK with the one that is there: "state", "declared", "found", "detail".
+Locks: none. Errors: RL116.';
+
+comment on function routeledger._state_of_not_null(p_relation regclass, p_name text, p_column text) is
+'Compares one declared NOT NULL with the column: "state", "declared", "found", "detail".
+Locks: none that is kept. Errors: RL113.';
+
+comment on function routeledger._constraint_states(p_table text, p_name text, p_path text) is
+'constraint_states() for a session of this search_path.
+Locks: none that is kept. Errors: RL117, RL207.';
+
+comment on function routeledger.constraint_states(p_table text, p_name text) is
+'Compares what is declared with what there is, and says for each constraint: `unchanged`, `missing`, `different`, `not_valid`, `not_enforced`, `function_changed` (a function it calls does something else than when the constraint was put there), `invalid_index`, `table_missing`, or `unknown` (with the reason in detail: a session that may make no temporary table, a predicate that no longer suits the table). declared and found are the two texts as PostgreSQL prints them. detail.declaration is what was declared. Each predicate is parsed on a temporary table that is rolled back: ask as often as you look, not in a loop.
+Locks: none that is kept. Errors: RL117, RL207.';
+
+comment on function routeledger._ensure_declared(p_relation regclass, p_name text, p_kind text, p_predicate text, p_columns text[], p_options jsonb, p_dry_run boolean, p_only_validate boolean) is
+'Does the next step of one declaration, or says what it would be, and returns the row that ensure_check(), ensure_unique() or ensure_not_null() gives, or "error". Nothing that goes wrong leaves it as an error. With p_only_validate nothing is put in the place of anything: what is not there as declared is refused.
+Locks: those of the routine it calls. Errors: none.';
+
+comment on function routeledger._plan_constraints(p_table text, p_name text, p_path text) is
+'plan_constraints() for a session of this search_path.
+Locks: none that is kept. Errors: RL117, RL207.';
+
+comment on function routeledger.plan_constraints(p_table text, p_name text) is
+'Says what apply_constraints() would do first for each declared constraint, and changes nothing: the row that ensure_check(), ensure_unique() or ensure_not_null() gives in a dry run, with the rows that violate it counted. What fails is `refused` for the reason `error`, with the error in detail.
+Locks: none that is kept. Errors: RL117, RL207.';
+
+comment on function routeledger._path_with_temp(p_path text) is
+'Returns a search_path fit to run statements on behalf of the caller: the caller''s, with temporary objects last unless it places them itself.
+Locks: none. Errors: none.';
+
+comment on function routeledger._rows_of(p_table regclass) is
+'Returns how statements name the rows of one table: partitions belong to it, tables that inherit from it do not.
+Locks: none. Errors: none.';
+
+comment on function routeledger._written_columns(p_target regclass, p_columns jsonb) is
+'Compares the columns of an image with those that its table has now. names: the columns to write (those that are generated follow from them). lost: columns that are gone, of another type, or generated now. added: columns that the image does not know.
+Locks: none. Errors: none.';
+
+comment on function routeledger._listed(p_names text[], p_alias text) is
+'Returns columns as a comma-separated list, quoted, each written alias.column where an alias is given.
+Locks: none. Errors: none.';
+
+comment on function routeledger._key_of(p_target regclass, p_columns jsonb) is
+'Returns the columns of a table''s primary key when all of them are among those given, else null.
+Locks: none. Errors: none.';
+
+comment on function routeledger._same_key(p_target regclass, p_columns jsonb, p_left text, p_right text) is
+'Returns the condition under which two rows have the same primary key, as its index compares them, or null when the table has none over the columns given.
+Locks: none. Errors: none.';
+
+comment on function routeledger._net_image(p_net text, p_target regclass, p_image text, p_prefix text, p_columns jsonb) is
+'Writes the net differences of an image into a new temporary table of the same columns. A collapse in many steps may touch a row more than once: its first state and its last one count, and that it was kept counts only where it was not touched otherwise. A row that somebody else changed between two steps is marked `broken`.
+Locks: none. Errors: none.';
+
+comment on function routeledger._locate(p_work text, p_n integer, p_target regclass, p_image text, p_prefix text, p_columns jsonb, p_names text[], p_whats text[]) is
+'Finds the rows that an image speaks of (those that p_whats names) among the rows of its table, and writes each into p_work: where it is, and whether it is the `same` byte for byte, `changed` (same primary key) or `gone`. Without a primary key equal rows are paired one to one, and a row that changed is gone.
+Locks: none. Errors: none.';
+
+comment on function routeledger._differences(p_one text, p_other text) is
+'Counts the pairs in which two queries of one record `r` each differ, byte for byte, when both are put in order: 0 when they return the same rows, each as often.
+Locks: none. Errors: none.';
+
+comment on function routeledger._references_to(p_target regclass, p_work text, p_n integer) is
+'Returns the rows that refer by a foreign key to rows of a table that are about to go, as a JSON array of constraint, table and number of rows. Rows that go themselves do not count.
+Locks: none. Errors: none.';
+
+comment on function routeledger._triggers_of(p_target regclass) is
+'Returns the names of the triggers on a table that are not the server''s own, as a JSON array.
+Locks: none. Errors: none.';
+
+comment on function routeledger._index_state(p_target regclass, p_index jsonb) is
+'Says whether the index of a repair stands as the repair noted it: `same`, `other` (another definition or another table), `none`.
+Locks: none. Errors: none.';
+
+comment on function routeledger._index_statements(p_target regclass, p_index jsonb, p_create boolean) is
+'Returns the statements that take the index of a repair away, or that make it again, with its constraint and its comments where it had them.
+Locks: none. Errors: none.';
+
+comment on function routeledger._undo(p_id bigint, p_force boolean, p_reason text, p_dry_run boolean, p_path text) is
+'Undoes a repair; see undo_repair(). Runs with the privileges of whoever calls it; triggers and defaults of the tables see p_path.
+Locks: the advisory lock of the repair, then its tables. Errors: as undo_repair().';
+
+comment on function routeledger._undo_in_ledger(p_id bigint, p_force boolean, p_reason text, p_dry_run boolean) is
+'Undoes a repair of the ledger''s own tables, with the privileges of their owner; for admins. A role that is bound to tenants undoes its own repairs only.
+Locks: as _undo(). Errors: as undo_repair(), RL110, 42501.';
+
+comment on function routeledger._undo_repair(p_id bigint, p_force boolean, p_reason text, p_dry_run boolean, p_path text) is
+'Checks the arguments of undo_repair() and lets the right role do it.
+Locks: as _undo(). Errors: as undo_repair().';
+
+comment on function routeledger.undo_repair(p_id bigint, p_force boolean, p_reason text, p_dry_run boolean) is
+'Takes a repair back: rows that it removed are restored byte for byte, rows that it changed are what they were, rows that it added are gone, and so is the index that it made possible; or nothing is done at all. The undo is a repair itself (repair_id): its own undo repeats the first one, the index included.
+Where rows have changed since, RL310 lists them (at most 20, and how many there are); p_force, for admins, overwrites them, and their images are kept too. With p_dry_run nothing is changed: the row says what would be done, and what is in the way. conflicts has the reason of each: changed, gone, taken (the key is in use again), index_changed, columns_added, and what cannot be forced: columns_changed, table_missing, referenced, refused. Generated columns follow by themselves.
+Locks: the advisory lock of the repair, then its tables (share row exclusive; access exclusive where its index goes or a constraint comes back), for each at most 1 second, ten times. Errors: RL101, RL108, RL110, RL206, RL310, RL311, RL312, RL313, 42501, 55P03, and what triggers of the tables raise.';
+
+comment on function routeledger.show_repair(p_id bigint, p_limit integer) is
+'Shows the rows of a repair as text, at most p_limit: what was removed, added or kept, then what was changed (before and after), table by table.
+Locks: none. Errors: RL101, RL103, RL206, RL311, 42501.';
+
+comment on function routeledger._orphan_columns(p_outcomes regclass, p_inferences regclass, p_given jsonb) is
+'Reads which columns of two tables play which part: what p_given says (null: none), else the first usual name that the table has. Returns {"outcome": {part: column}, "inference": {part: column}} with the parts that have a column.
+Locks: none. Errors: RL107, RL113.';
+
+comment on function routeledger._check_times(p_outcomes regclass, p_inferences regclass, p_columns jsonb) is
+'Makes sure that the times of both tables can be compared: timestamps all, and all with or all without a time zone.
+Locks: none. Errors: RL113.';
+
+comment on function routeledger._repair_orphans(p_outcomes regclass, p_inferences regclass, p_columns jsonb, p_window interval, p_dry_run boolean, p_stuck_after interval, p_tenants text[], p_own boolean, p_reason text, p_path text) is
+'Matches orphans and closes what is stuck; see repair_orphans_in(). In the ledger''s own tables (p_own) only a decision that is over is an orphan, its inference must have ended as it did, and what is in flight is left to the reaper.
+Locks: share row exclusive on the outcomes, then on the inferences. Errors: as repair_orphans_in().';
+
+comment on function routeledger.repair_orphans_in(p_outcomes regclass, p_inferences regclass, p_columns jsonb, p_window interval, p_dry_run boolean, p_stuck_after interval, p_reason text) is
+'Links decisions that chose a model and lost their inference to it, in any two tables of the caller''s, and closes inferences that are stuck. One row for each case: what was done (or would be: p_dry_run), `link`, `close` or `leave`, and why.
+An outcome with a model and without an inference is matched to the inferences that no outcome has, of the same tenant, agent and model (as far as both tables have them), at most p_window away, and of the same cost where both are known. It is linked only where each is the only match of the other: only_match. The rest is left alone: no_match, cost_differs, several_inferences, several_outcomes, inference_in_flight. Outcomes of the rule no_candidate_clears_floor, with an override, or (where there is a status) still without one, are no orphans. With p_stuck_after, inferences that have been `routed` for longer are closed: failed, error_type abandoned, and a message. p_columns says which column is which, {"outcome": {part: name}, "inference": {part: name}}, where it is not the usual name; null means none. Parts of an outcome: id, tenant, agent, model, inference, at, cost, rule, override, status; of an inference: id, tenant, agent, model, at, cost, status, decision (the outcome it was made for), since (routed since; else at), error_type, error_message, completed_at. The repair (repair_id) can be undone.
+Locks: share row exclusive on the outcomes, then on the inferences (each at most 1 second, ten times); none in a dry run. Errors: RL101, RL103, RL107, RL108, RL113, RL117, RL313, 42501, 55P03, and what the tables and their triggers raise.';
+
+comment on function routeledger.repair_orphans(p_window interval, p_dry_run boolean, p_stuck_after interval, p_tenant_id text, p_reason text) is
+'Does the same in the ledger itself, whose rows may come from an import: a decision that is closed, chose a model and is linked to nothing gets the attempt of its own that ended as it did, within p_window of its end, if there is exactly one. With p_stuck_after, attempts `routed` for longer are closed where their decision is closed or gone; those of a decision in flight are the reaper''s. For admins; a role that is bound to tenants repairs theirs only.
+Locks: share row exclusive on routing_outcomes, then on inferences; none in a dry run. Errors: RL101, RL103, RL108, RL110, RL313, 55P03.';
+
+comment on function routeledger._changes_to_undo(p_table regclass, p_name text, p_label text) is
+'Finds what undo_constraint() is to undo: "changes", those of a constraint that are not undone, oldest first, under one label, else the last one that put something in place, took it away or validated what it had found, with all that followed; "last", the last undo of it; "known", whether there ever was such a change, and its "kind". A change counts only if the role that made it may alter the table, because what it found will be executed.
+Locks: none. Errors: none.';
+
+comment on function routeledger._mark_changes_undone(p_table regclass, p_ids bigint[], p_undone_by bigint) is
+'Marks changes of a table''s constraints as undone by another. Only a role that may alter the table does so.
+Locks: the changes'' rows. Errors: 42501.';
+
+comment on function routeledger._live_index(p_table regclass, p_name text) is
+'Returns what is known now of the unique index of that name, as the history keeps it, null when there is none.
+Locks: none. Errors: none.';
+
+comment on function routeledger._restore_index(p_table regclass, p_name text, p_before jsonb, p_repairs bigint[], p_lock_timeout interval, p_attempts integer, p_path text) is
+'Puts the unique index back that a change found, or takes away what it made where there was none; with p_rows `restore` the repairs of the changes are undone before that, the last one first. Returns the undos of the repairs.
+Locks: access exclusive on the table. Errors: RL208, 55P03, as undo_repair(), and what the table raises.';
+
+comment on function routeledger._undo_constraint(p_table regclass, p_name text, p_label text, p_rows text, p_lock_timeout interval, p_attempts integer, p_strict boolean, p_path text) is
+'Undoes changes of a constraint; see undo_constraint().
+Locks: as undo_constraint(). Errors: as undo_constraint().';
+
+comment on function routeledger.undo_constraint(p_table regclass, p_name text, p_label text, p_rows text, p_lock_timeout interval, p_attempts integer, p_strict boolean) is
+'Puts back what a change of a constraint found: the older predicate, the older index, or none. With p_label all changes under that label are undone together, else the last one; what only validated or found a constraint unchanged needs no undoing. An index that collapsed rows gives them back (p_rows `leave`: it only goes), or the call is refused when they have changed.
+Returns one row like ensure_check(): `created`, `replaced` (definition null: it is gone) or `unchanged`, and `refused` with not_owner, changed_since, images_dropped, duplicates, referenced or triggers. A CHECK that had been valid comes back NOT VALID; the same call in a new transaction validates it, while `next` says so.
+Locks: the advisory lock of (table, constraint), then access exclusive on the table, waiting at most p_lock_timeout, p_attempts times. Errors: RL101, RL102, RL103, RL108, RL117, RL208, RL309 (p_strict), 55P03, and what the table raises.';
+
 comment on function routeledger.maintain(p_ahead interval) is
-'Makes the partitions of today and of the time ahead (settings.partitions_ahead periods of settings.partition_width, or the interval given), so that no write has to. Safe to run at any time, from anywhere, as often as wanted. Returns what it made.
-Locks: share update exclusive on the ledger''s tables where one is missing. Errors: RL103.';
+'Makes the partitions of today and of the time ahead (settings.partitions_ahead periods of settings.partition_width, or the interval given), so that no write has to, and drops the row images of repairs that are older than settings.repair_retention. Safe to run at any time, from anywhere, as often as wanted. Returns what it made and dropped.
+Locks: share update exclusive on the ledger''s tables where a partition is missing; access exclusive on images that are dropped. Errors: RL103.';
 
 -- ==== 999_post.sql
 

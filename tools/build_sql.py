@@ -5,8 +5,7 @@
     python tools/build_sql.py --freeze   also keep it as sql/routeledger--VERSION.sql, once
 
 An upgrade is sql/upgrades/FROM--VERSION.sql, written by hand, which opens the transaction and alters
-what is there already, then every source that has changed since the release FROM was frozen, and
-grants and comments in any case:
+what is there already, and then every source that has changed since the release FROM was frozen:
 all of them can be run again.
 
 The sources carry the transaction (begin in the first, commit in the last). What is assembled has to
@@ -111,9 +110,7 @@ def upgrades(repo: Path, assembled: str) -> dict[Path, str]:
         changed = [
             SEPARATOR.format(name=name) + now[name] + "\n"
             for name in now
-            if name[:3] not in {"000", "999"}
-            # grants and comments come again with every upgrade: a new routine is open to PUBLIC
-            and (now[name] != before.get(name) or name[:3] >= "980")
+            if now[name] != before.get(name) and name[:3] not in {"000", "999"}
         ]
         log = (
             "\ninsert into routeledger.install_log (action, from_version, to_version)\n"

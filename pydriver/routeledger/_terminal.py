@@ -129,16 +129,13 @@ def answering(as_json: bool) -> Iterator[None]:
         missing = isinstance(exc.__cause__, ImportError)
         fail(str(exc), MISSING if missing else USAGE, as_json, name="catalog")
     except LedgerError as exc:
-        report(exc, as_json)
-        raise typer.Exit(exit_code(exc)) from exc
+        error = _not_installed(exc) if exc.sqlstate in ("3F000", "42883") else exc
+        report(error, as_json)
+        raise typer.Exit(exit_code(error)) from exc
     except psycopg.Error as exc:
         error = translate(exc)
         if error.sqlstate in ("3F000", "42883", "42P01"):
-            error = NotInstalled(
-                "there is no routeledger in this database, or not this version of it",
-                detail={"reason": error.message},
-                hint="Run `routeledger plan`, then `routeledger install`.",
-            )
+            error = _not_installed(error)
         report(error, as_json)
         raise typer.Exit(exit_code(error)) from exc
     except BrokenPipeError:
@@ -148,6 +145,14 @@ def answering(as_json: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         err().print("interrupted")
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _not_installed(error: LedgerError) -> LedgerError:
+    return NotInstalled(
+        "there is no routeledger in this database, or not this version of it",
+        detail={"reason": error.message},
+        hint="Run `routeledger plan`, then `routeledger install`.",
+    )
 
 
 _SOURCE_CODES: dict[type[patterns.SourceError], int] = {

@@ -43,6 +43,7 @@ comment on column routeledger.settings.implausible_factor is 'A price or cost th
 comment on column routeledger.settings.implausible_usd_per_mtok is 'Where nothing is known of a model, a cost above this many USD per million tokens is flagged.';
 comment on column routeledger.settings.tenants_bound is 'True when some role is bound to tenants; kept by grant_tenant() and unbind_role().';
 comment on column routeledger.settings.rollup_look_back is 'How far before its watermark an incremental roll-up begins, so that it counts what was committed late; 0 to 10 years.';
+comment on column routeledger.settings.repair_retention is 'How long maintain() keeps the row images of a repair, without which it cannot be undone; 1 day to 100 years.';
 
 comment on table routeledger.tenant_grants is 'Which role is bound to which tenant.';
 comment on column routeledger.tenant_grants.tenant_id is 'The tenant.';

@@ -1,6 +1,6 @@
 -- phase:    one step; programs of 0.2.0 go on working while it runs and after it
 -- breaking: nothing
--- locks:    no table of the ledger is locked
+-- locks:    access exclusive on routeledger.settings for a moment; no table of the ledger is locked
 begin isolation level read committed;
 
 set local search_path = pg_catalog, pg_temp;
@@ -22,3 +22,9 @@ begin
   end if;
 end
 $pre$;
+
+-- One row: to look at it takes no time.
+alter table routeledger.settings
+add column if not exists repair_retention interval not null default interval '90 days',
+-- squawk-ignore constraint-missing-not-valid
+add constraint settings_repair_retention_check check (repair_retention between interval '1 day' and interval '100 years');

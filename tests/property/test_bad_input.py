@@ -675,6 +675,7 @@ SETTINGS: dict[str, tuple[list[Any], list[Any]]] = {
     "implausible_factor": ([0, -1, 1.9, 1001, "NaN", "Infinity"], ["much", "", {}, [], True]),
     "implausible_usd_per_mtok": ([0, -1, 1e10, "NaN", "Infinity"], ["much", "", {}, [], True]),
     "rollup_look_back": (["-1 second", "11 years"], ["soon", "", {}, []]),
+    "repair_retention": (["0", "-1 day", "101 years"], ["soon", "", {}, []]),
 }
 
 
