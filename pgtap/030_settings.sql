@@ -27,14 +27,14 @@ select set_eq(
   $$ select jsonb_object_keys(routeledger.configure()) $$,
   array['lease', 'id_window_past', 'id_window_future', 'event_at_max_age', 'partition_width', 'partitions_ahead',
     'retry_attempts_per_model', 'retry_max_attempts', 'retry_base', 'retry_cap', 'retry_jitter', 'implausible_factor',
-    'implausible_usd_per_mtok', 'rollup_look_back'],
+    'implausible_usd_per_mtok', 'rollup_look_back', 'repair_retention'],
   'configure() returns what can be set');
 select is(
   routeledger.configure('{}'),
   '{"lease": "00:05:00", "id_window_past": "90 days", "id_window_future": "01:00:00", "event_at_max_age": "10 years",
     "partition_width": "week", "partitions_ahead": 4, "retry_attempts_per_model": 2, "retry_max_attempts": 12,
     "retry_base": "00:00:00.5", "retry_cap": "00:00:20", "retry_jitter": 1, "implausible_factor": 10,
-    "implausible_usd_per_mtok": 10000, "rollup_look_back": "3 days"}'::jsonb,
+    "implausible_usd_per_mtok": 10000, "rollup_look_back": "3 days", "repair_retention": "90 days"}'::jsonb,
   'these are the defaults');
 select is(
   routeledger.configure('{"lease": "10 minutes", "retry_jitter": 0}') - array['lease', 'retry_jitter'],
@@ -47,11 +47,11 @@ select is(
     '{"lease": "1 second", "id_window_past": "1 hour", "id_window_future": "1 second", "event_at_max_age": "1 day",
       "partition_width": "day", "partitions_ahead": 1, "retry_attempts_per_model": 1, "retry_max_attempts": 1,
       "retry_base": "0", "retry_cap": "0", "retry_jitter": 0, "implausible_factor": 2, "implausible_usd_per_mtok": 1,
-      "rollup_look_back": "0"}'),
+      "rollup_look_back": "0", "repair_retention": "1 day"}'),
   '{"lease": "00:00:01", "id_window_past": "01:00:00", "id_window_future": "00:00:01", "event_at_max_age": "1 day",
     "partition_width": "day", "partitions_ahead": 1, "retry_attempts_per_model": 1, "retry_max_attempts": 1,
     "retry_base": "00:00:00", "retry_cap": "00:00:00", "retry_jitter": 0, "implausible_factor": 2, "implausible_usd_per_mtok": 1,
-    "rollup_look_back": "00:00:00"}'::jsonb,
+    "rollup_look_back": "00:00:00", "repair_retention": "1 day"}'::jsonb,
   'all at once, to the lowest');
 select lives_ok(
   $$
@@ -59,7 +59,7 @@ select lives_ok(
       '{"lease": "24 hours", "id_window_past": "100 years", "id_window_future": "30 days", "event_at_max_age": "100 years",
         "partition_width": "month", "partitions_ahead": 120, "retry_attempts_per_model": 10, "retry_max_attempts": 1000,
         "retry_base": "1 hour", "retry_cap": "24 hours", "retry_jitter": 1, "implausible_factor": 1000,
-        "implausible_usd_per_mtok": 1000000000, "rollup_look_back": "10 years"}')
+        "implausible_usd_per_mtok": 1000000000, "rollup_look_back": "10 years", "repair_retention": "100 years"}')
   $$, 'and to the highest');
 
 -- refusals
@@ -78,7 +78,8 @@ insert into bad values
   ('retry_jitter', '-0.1'), ('retry_jitter', '1.1'), ('retry_jitter', '"NaN"'), ('retry_jitter', '"infinity"'),
   ('implausible_factor', '1.9'), ('implausible_factor', '1001'), ('implausible_factor', '"NaN"'),
   ('implausible_usd_per_mtok', '0'), ('implausible_usd_per_mtok', '1000000001'),
-  ('rollup_look_back', '"-1 second"'), ('rollup_look_back', '"11 years"');
+  ('rollup_look_back', '"-1 second"'), ('rollup_look_back', '"11 years"'),
+  ('repair_retention', '"23 hours"'), ('repair_retention', '"101 years"');
 select is_empty(
   $$
     select b.setting, b.value, c.code, c.detail

@@ -22,8 +22,8 @@ as $$
 $$;
 select views_are(
   'routeledger',
-  array['attempts', 'current_pattern_rules', 'current_prices', 'decisions', 'flagged_prices', 'implausible_costs', 'in_flight', 'model_performance',
-    'orphans', 'pattern_quality', 'reconciliation', 'upsert_activity']);
+  array['attempts', 'constraint_drift', 'constraint_history', 'current_pattern_rules', 'current_prices', 'decisions', 'flagged_prices', 'implausible_costs', 'in_flight', 'model_performance',
+    'orphans', 'pattern_quality', 'reconciliation', 'repair_history', 'upsert_activity']);
 select is(
   pg_temp.columns_of('decisions'),
   'tenant_id text, id uuid, agent_id text, task_type text, model_slug text, provider text, decision_rule text, decision_rule_override text, '

@@ -9,7 +9,7 @@ create temp table text_of (source text not null);
 insert into text_of values (:'source');
 create temp view routine as
 select
-  p.oid, p.proname::text as name, p.proname !~ '^_' as is_public, p.prosecdef as is_definer, l.lanname::text as language, p.prosrc as source,
+  p.oid, p.proname::text collate "default" as name, p.proname !~ '^_' as is_public, p.prosecdef as is_definer, l.lanname::text as language, p.prosrc as source,
   p.provolatile as volatility, p.proparallel as parallel, coalesce(p.proconfig, '{}') as config, p.proargnames as arguments,
   array(select a.grantee::regrole::text from aclexplode(p.proacl) a where a.grantee <> p.proowner order by 1) as granted_to,
   p.proowner as owner
@@ -19,19 +19,40 @@ where p.pronamespace = 'routeledger'::regnamespace;
 create temp view relation as
 select c.* from pg_class c where c.relnamespace = 'routeledger'::regnamespace;
 
--- The one exception: what writes into tables that are not ours does so with its caller's privileges and nobody
--- else's. `entry` hands its caller's search_path on, so it cannot have a pin; a `step` runs as the caller behind
--- the pin; a `service` reads the catalogue, or books and counts in the ledger, as the owner. Steps and services
--- are granted to whom the entries are, because it is the caller who calls them.
-create temp table as_caller (name text primary key, part text not null);
+create temp table calls as
+select a.name, b.name as callee, strpos('isv', a.volatility::text) as volatility, strpos('isv', b.volatility::text) as callee_volatility,
+  strpos('sru', a.parallel::text) as parallel, strpos('sru', b.parallel::text) as callee_parallel
+from routine a
+join routine b on a.source ~ ('\mrouteledger\.' || b.name || '\(') and b.name <> a.name
+where a.name not in ('errors', '_errors') and (a.name, b.name) <> ('_find_arbiter', 'ensure_unique'); -- hints that name routines
+
+-- The one exception: what writes into tables that are not ours, or alters them, does so with its caller's privileges and
+-- nobody else's. These are its doors; an `entry` hands its caller's search_path on, so it cannot have a pin. What they
+-- reach goes on as the caller (a `step`) or reads the catalogue, or books and counts in the ledger, as the owner (a
+-- `service`). Steps and services are granted to whom the doors are, because it is the caller who calls them.
+create temp table as_caller (name text primary key, part text not null, granted_to text[]);
+insert into as_caller (name, part)
+select n, 'entry' from unnest(array[
+  'upsert', 'upsert_from', 'declare_constraint', 'undeclare_constraint', 'constraint_states', 'plan_constraints', 'apply_constraints',
+  'undo_constraint', 'undo_repair', 'repair_orphans_in']) n
+union all
+select n, 'door' from unnest(array[
+  'ensure_check', 'ensure_not_null', 'ensure_unique', 'unique_step', 'collapse_duplicates', 'show_repair']) n;
+with recursive reached as (
+  select a.name as door, a.name, false as is_definer from as_caller a
+  union
+  select x.door, c.callee, r.is_definer
+  from reached x
+  join calls c on c.name = x.name
+  join routine r on r.name = c.callee
+  where not x.is_definer
+)
 insert into as_caller
-select n, 'entry' from unnest(array['upsert', 'upsert_from']) n
-union all
-select n, 'step' from unnest(array[
-  '_upsert', '_run_upsert', '_run_one_by_one', '_bad_rows', '_kept_out', '_rows_at', '_is_about_a_row', '_digest_rows']) n
-union all
-select n, 'service' from unnest(array[
-  '_upsert_shape', '_check_names', '_plan_upsert', '_claim_batch', '_settle_batch', '_count_upsert', '_raise', '_raise_fault']) n;
+select x.name, case when bool_or(x.is_definer) then 'service' else 'step' end, array(
+  select distinct g from reached y join routine d on d.name = y.door cross join unnest(d.granted_to) g where y.name = x.name order by g)
+from reached x
+where x.name ~ '^_'
+group by x.name;
 
 -- search_path
 select cmp_ok((select count(*) from routine), '>', 50::bigint, 'the routines are found');
@@ -42,23 +63,32 @@ select is_empty(
   $$
     select r.name from routine r
     where not 'search_path=pg_catalog, routeledger, pg_temp' = any (r.config)
+      and not (not r.is_definer and 'search_path=pg_catalog, pg_temp' = any (r.config)) -- see below
       and not (r.language = 'sql' and not r.is_definer and not r.is_public and r.granted_to = '{}')
       and r.name not in (select a.name from as_caller a where a.part = 'entry')
   $$,
-  'so does every other, but for private SQL that is meant to be inlined, and the two that hand their caller''s on');
+  'so does every other, but for private SQL that is meant to be inlined, and those that hand their caller''s on');
 select is_empty(
   $$
     select r.name, m[1]
     from routine r
     join as_caller a on a.name = r.name and a.part = 'entry'
-    cross join regexp_matches(r.source, '((?<![\w.])(?!coalesce\()\w+\(|::\w+(?![\w.])| [-+*/<>=~!@#%^&|`?]+ )', 'g') m
+    cross join regexp_matches(regexp_replace(r.source, '--[^\n]*|:=', '', 'g'), '((?<![\w.])(?!coalesce\()\w+\(|::\w+(?![\w.])| [-+*/<>=~!@#%^&|`?]+ )', 'g') m
   $$,
   'in which every function and every type is named in full, and there is no operator');
 select is_empty(
   $$
-    select r.name, x from routine r cross join unnest(r.config) x where x like 'search\_path=%' and x <> 'search_path=pg_catalog, routeledger, pg_temp'
+    select r.name, x from routine r cross join unnest(r.config) x
+    where x like 'search\_path=%' and x <> 'search_path=pg_catalog, routeledger, pg_temp'
+      and r.name not in ('_foreign_code', '_index_definition', '_index_identity') -- print names in full
   $$,
-  'there is one pin and no other');
+  'there is one pin, and one for what prints names in full');
+select is_empty(
+  $$
+    select r.name from routine r
+    where r.source ~ '(?<![eE])''[^'']*\\' and not 'standard_conforming_strings=on' = any (r.config)
+  $$,
+  'a routine in whose literals a backslash stands says how it is read');
 select is_empty(
   $$
     select r.name, m[1] from routine r
@@ -73,13 +103,9 @@ select is_empty(
 select is_empty(
   $$ select r.name from routine r where r.is_public and r.granted_to = '{}' $$, 'a public routine is granted to somebody');
 select set_eq(
-  $$ select r.name, r.is_definer, r.granted_to from routine r where not r.is_public and r.granted_to <> '{}' $$,
-  $$
-    select a.name, a.part = 'service', e.granted_to
-    from as_caller a cross join (select r.granted_to from routine r where r.name = 'upsert') e
-    where a.part <> 'entry'
-  $$,
-  'a private one to nobody, but for the steps and services of an upsert');
+  $$ select r.name, r.granted_to from routine r where not r.is_public and r.granted_to <> '{}' $$,
+  $$ select a.name, a.granted_to from as_caller a where a.part in ('step', 'service') $$,
+  'a private one to nobody, but for what is reached by those that run as their caller');
 select is_empty(
   $$
     select r.name, g from routine r cross join unnest(r.granted_to) g
@@ -88,8 +114,8 @@ select is_empty(
   'only to the roles of the house');
 select set_eq(
   $$ select r.name from routine r where r.is_public and not r.is_definer and r.volatility <> 'i' $$,
-  $$ select a.name collate "C" from as_caller a where a.part = 'entry' $$,
-  'a public routine that reads or writes anything does so as the owner, but for an upsert');
+  $$ select a.name from as_caller a where a.part in ('entry', 'door') $$,
+  'a public routine that reads or writes anything does so as the owner, but for these');
 select is_empty(
   $$
     select c.relname, a.grantee::regrole, a.privilege_type
@@ -108,9 +134,10 @@ select is_empty(
     from relation c cross join aclexplode(c.relacl) a
     where c.relkind = 'v' and a.grantee <> c.relowner
       and (a.privilege_type <> 'SELECT' or a.grantee = 0
-        or a.grantee::regrole::text not in ('routeledger_reader', 'routeledger_admin'))
+        or a.grantee::regrole::text not in ('routeledger_reader', 'routeledger_admin')
+        and c.relname not in ('constraint_drift', 'constraint_history', 'repair_history'))
   $$,
-  'views are read, by readers and admins');
+  'views are read, by readers and admins, and those of constraints and repairs by those who make them');
 select is_empty(
   $$ select a.grantee, a.privilege_type from relation c cross join aclexplode(c.relacl) a where a.is_grantable and a.grantee <> c.relowner $$,
   'nothing may be passed on');
@@ -181,22 +208,17 @@ select is_empty(
 -- labels
 create temp view header as
 select split_part(h, '(', 1) as name, substring(h from '^(.*?)\nas \$\$') as text
-from text_of t cross join regexp_split_to_table(t.source, 'create or replace function routeledger\.') with ordinality x (h, n)
+from text_of t cross join regexp_split_to_table(t.source, 'create or replace (?:function|procedure) routeledger\.') with ordinality x (h, n)
 where n > 1;
 select set_eq(
   $$ select h.name from header h $$, $$ select r.name collate "default" from routine r $$, 'the sources hold the routines that are installed');
 select is_empty(
   $$
     select h.name from header h
-    where h.text !~ '\nlanguage (sql|plpgsql)\n(immutable|stable|volatile)\nparallel (safe|restricted|unsafe)\nsecurity (definer|invoker)(\nset [^\n]+)*$'
+    where h.name <> 'apply_constraints' -- a procedure has no such labels
+      and h.text !~ '\nlanguage (sql|plpgsql)\n(immutable|stable|volatile)\nparallel (safe|restricted|unsafe)\nsecurity (definer|invoker)(\nset [^\n]+)*$'
   $$,
   'each writes out its volatility, parallel label and security, in this order');
-create temp view calls as
-select a.name, b.name as callee, strpos('isv', a.volatility::text) as volatility, strpos('isv', b.volatility::text) as callee_volatility,
-  strpos('sru', a.parallel::text) as parallel, strpos('sru', b.parallel::text) as callee_parallel
-from routine a
-join routine b on a.source ~ ('\mrouteledger\.' || b.name || '\(')
-where a.name not in ('errors', '_errors'); -- its hints name routines
 select is_empty(
   $$ select c.name, c.callee from calls c where c.callee_volatility > c.volatility $$, 'no routine promises more stability than what it calls');
 select is_empty(
@@ -205,15 +227,18 @@ select is_empty(
   $$ select r.name from routine r where r.language = 'plpgsql' and r.volatility <> 'v' and r.name <> '_plan_upsert' and r.source ~ '\m(insert\s+into|update\s+routeledger|delete\s+from)\M' $$,
   'what writes is volatile; _plan_upsert only writes it down');
 select set_eq(
-  $$ select r.name from routine r where r.source ~ '\mexecute\M' $$,
-  array['_ensure_partition', '_upsert', '_run_upsert', '_bad_rows', '_kept_out', '_digest_rows'],
-  'dynamic SQL is for making partitions and for tables that are not ours');
-select is_empty(
-  $$ select r.name from routine r join as_caller a on a.name = r.name where r.is_definer and r.source ~ '\mexecute\M' $$,
-  'and for those never as the owner');
+  $$
+    select r.name from routine r
+    where r.source ~ '\mexecute\M' and (r.is_definer or r.name not in (select a.name from as_caller a))
+  $$,
+  array['_ensure_partition', '_image_of', '_close_repair', '_share_images', '_drop_old_images'],
+  'dynamic SQL as the owner is for making partitions and the images of rows; all other is for tables that are not ours');
 select set_eq(
-  $$ select r.name from routine r where r.source ~ '\mexception\s+when\M' $$,
-  array['_read_rows', 'configure', '_upsert', '_run_upsert', '_bad_rows', '_kept_out'], 'no EXCEPTION block on a hot path of the ledger');
+  $$
+    select r.name from routine r
+    where r.source ~ '\mexception\s+when\M' and (r.is_definer or r.name not in (select a.name from as_caller a))
+  $$,
+  array['_read_rows', 'configure', '_drop_old_images'], 'no EXCEPTION block on a hot path of the ledger');
 
 -- the link
 select is_empty(

@@ -34,18 +34,23 @@ select is_empty(
 -- every public routine, by name
 create temp table expected (name text, roles text);
 insert into expected
-select n, 'admin judge reader writer' from unnest(array['version', 'errors', 'clock', 'uuid_v7', 'uuid_v7_time', 'bound_tenants', 'score_pattern']) n
+select n, 'admin judge reader writer' from unnest(array[
+  'version', 'errors', 'clock', 'uuid_v7', 'uuid_v7_time', 'bound_tenants', 'score_pattern', 'constraint_states']) n
 union all
 select n, 'admin writer' from unnest(array[
   'insert_decision', 'insert_decisions', 'start_attempt', 'start_attempts', 'fail_attempt', 'fail_attempts', 'complete_decision',
   'complete_decisions', 'extend_lease', 'extend_leases', 'record_outcome', 'record_outcomes', 'record_payload', 'record_payloads', 'reap',
   'persist_model_performance', 'rollup_model_performance', 'persist_pattern_quality', 'score_patterns']) n
 union all
-select n, 'admin judge writer' from unnest(array['upsert', 'upsert_from', 'plan_upsert']) n
+select n, 'admin judge writer' from unnest(array[
+  'upsert', 'upsert_from', 'plan_upsert', 'ensure_check', 'ensure_not_null', 'ensure_unique', 'unique_step', 'collapse_duplicates',
+  'declare_constraint', 'undeclare_constraint', 'plan_constraints', 'apply_constraints', 'undo_constraint', 'undo_repair', 'show_repair',
+  'repair_orphans_in']) n
 union all
 select 'model_performance_between', 'admin reader writer'
 union all
-select n, 'admin' from unnest(array['maintain', 'configure', 'import_models', 'set_clock', 'grant_tenant', 'revoke_tenant', 'unbind_role', 'set_pattern_rules']) n;
+select n, 'admin' from unnest(array[
+  'maintain', 'configure', 'import_models', 'set_clock', 'grant_tenant', 'revoke_tenant', 'unbind_role', 'set_pattern_rules', 'repair_orphans']) n;
 create function pg_temp.routines() returns table (name text, roles text)
 language sql stable
 as $$
@@ -61,11 +66,12 @@ select is_empty(
   $$
     select m.kind, p.proname from member m, pg_proc p
     where p.pronamespace = 'routeledger'::regnamespace and p.proname ~ '^_' and has_function_privilege(m.role_name, p.oid, 'execute')
-      and p.proname <> all (array[
-        '_upsert', '_run_upsert', '_run_one_by_one', '_bad_rows', '_kept_out', '_rows_at', '_is_about_a_row', '_digest_rows', '_upsert_shape',
-        '_check_names', '_plan_upsert', '_claim_batch', '_settle_batch', '_count_upsert', '_raise', '_raise_fault'])
+      and not exists (
+        select from pg_proc c
+        where c.pronamespace = 'routeledger'::regnamespace and not c.prosecdef
+          and c.prosrc ~ ('\mrouteledger\.' || p.proname || '\(') and has_function_privilege(m.role_name, c.oid, 'execute'))
   $$,
-  'a private one to nobody, but for the steps of upsert(), which runs as its caller');
+  'a private one only to who may call what calls it as its caller');
 
 -- every view, by name
 create function pg_temp.relations(p_kind text) returns table (name text, readers text)
@@ -81,10 +87,13 @@ select results_eq(
   $$ select * from pg_temp.relations('v') order by 1 $$,
   $$
     select n, 'admin reader' from unnest(array[
-      'attempts', 'current_pattern_rules', 'current_prices', 'decisions', 'flagged_prices', 'implausible_costs', 'in_flight', 'model_performance', 'orphans', 'pattern_quality',
-      'reconciliation', 'upsert_activity']) n
+      'attempts', 'current_pattern_rules', 'current_prices', 'decisions', 'flagged_prices', 'implausible_costs', 'in_flight',
+      'model_performance', 'orphans', 'pattern_quality', 'reconciliation', 'upsert_activity']) n
+    union all
+    select n, 'admin judge reader writer' from unnest(array['constraint_drift', 'constraint_history', 'repair_history']) n
+    order by 1
   $$,
-  'readers and admins read the views');
+  'readers and admins read the views; whoever may make a constraint or a repair sees what was made');
 select is_empty(
   $$
     select m.kind, c.relname from member m, pg_class c
@@ -103,8 +112,8 @@ select is_empty(
 
 -- the same from where the roles stand
 create role tap980_nobody;
-create role tap980_reader in role routeledger_reader;
 create role tap980_writer in role routeledger_writer;
+create role tap980_reader in role routeledger_reader;
 create role tap980_judge in role routeledger_judge;
 create role tap980_admin in role routeledger_admin;
 set local role tap980_nobody;
@@ -114,7 +123,7 @@ select throws_ok(
   $$ select * from routeledger.decisions $$, '42501', 'permission denied for schema routeledger', 'and no view');
 
 set local role tap980_reader;
-select is(routeledger.version(), '0.3.0', 'a reader: the version');
+select is(routeledger.version(), '0.4.0', 'a reader: the version');
 select lives_ok(
   $$
     select (select count(*) from routeledger.decisions), (select count(*) from routeledger.attempts), (select count(*) from routeledger.in_flight),
@@ -147,7 +156,7 @@ select throws_ok(
   $$ create table routeledger.tap980 (id integer) $$, '42501', 'permission denied for schema routeledger', 'and no place for things of its own');
 
 set local role tap980_judge;
-select is(routeledger.version(), '0.3.0', 'a judge: the version');
+select is(routeledger.version(), '0.4.0', 'a judge: the version');
 select throws_ok(
   $$ select routeledger.complete_decision('tap980', null, 'failed') $$, '42501', 'permission denied for function complete_decision', 'no outcome');
 select throws_ok(

@@ -3,8 +3,9 @@
 -- Two databases with the same rows hold the same routines, tables, columns, constraints, indexes, views, types,
 -- grants and comments. What differs by date or by server is left out: partitions and all that is on them, the
 -- owner's name (written `owner`), members of the four roles that are not ours, details that only some majors
--- keep. What is data is left out. While it runs, search_path is pg_catalog (and stays so until the end of the
--- transaction), because names are printed in full only then.
+-- keep. What is data is left out, and so are the tables that hold the row images of repairs. While it runs,
+-- search_path is pg_catalog (and stays so until the end of the transaction), because names are printed in full only
+-- then.
 with
 ns as materialized (
   select n.oid, n.nspname, n.nspowner, n.nspacl
@@ -27,7 +28,7 @@ rel as materialized (
     pg_catalog.format('%I.%I', ns.nspname, c.relname) as name
   from pg_catalog.pg_class c
   join ns on ns.oid = c.relnamespace
-  where not c.relispartition and c.relkind <> 't'
+  where not c.relispartition and c.relkind <> 't' and c.relname !~ '^repair_rows_[0-9]+_[0-9]+$'
 ),
 fn as materialized (
   select

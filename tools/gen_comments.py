@@ -23,7 +23,7 @@ HEADER = (
 )
 ROUTINE = re.compile(
     r"(?P<block>(?:^--[^\n]*\n)*)"
-    r"^create or replace function (?P<name>routeledger\.\w+)\((?P<args>.*?)\n?\)\n",
+    r"^create or replace (?P<kind>function|procedure) (?P<name>routeledger\.\w+)\((?P<args>.*?)\n?\)\n",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -57,10 +57,10 @@ def render() -> str:
             if "Locks:" not in text or "Errors:" not in text:
                 raise SystemExit(f"{path.name}: {match['name']} lacks its comment block")
             quoted = text.replace("'", "''")
-            out.append(
-                f"comment on function {match['name']}({identity(match['args'])}) is\n'{quoted}';\n"
-            )
-        if found != source.count("create or replace function "):
+            # the linter takes the arguments of a procedure for something else; its name is enough
+            arguments = f"({identity(match['args'])})" if match["kind"] == "function" else ""
+            out.append(f"comment on {match['kind']} {match['name']}{arguments} is\n'{quoted}';\n")
+        if found != len(re.findall(r"create or replace (?:function|procedure) ", source)):
             raise SystemExit(f"{path.name}: not every routine could be read")
     return "\n".join(out)
 

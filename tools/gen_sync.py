@@ -36,6 +36,10 @@ PAIRS: list[tuple[str, str]] = [
     ("pydriver/routeledger/_upsert_async.py", "pydriver/routeledger/_upsert_sync.py"),
     ("tests/integration/test_driver_async.py", "tests/integration/test_driver_sync.py"),
     (
+        "tests/integration/test_driver_constraints_async.py",
+        "tests/integration/test_driver_constraints_sync.py",
+    ),
+    (
         "tests/integration/test_driver_upsert_async.py",
         "tests/integration/test_driver_upsert_sync.py",
     ),

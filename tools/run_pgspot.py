@@ -46,7 +46,18 @@ INLINED = (
     "_uuid_v7_at",
 )
 
-HANDED_ON = ("upsert", "upsert_from")
+HANDED_ON = (
+    "apply_constraints",
+    "constraint_states",
+    "declare_constraint",
+    "plan_constraints",
+    "repair_orphans_in",
+    "undeclare_constraint",
+    "undo_constraint",
+    "undo_repair",
+    "upsert",
+    "upsert_from",
+)
 
 
 def prepare(text: str) -> tuple[str, list[str]]:
@@ -54,7 +65,7 @@ def prepare(text: str) -> tuple[str, list[str]]:
     stale = []
     for name in (*INLINED, *HANDED_ON):
         header = re.compile(
-            rf"(^create or replace function routeledger\.{name}\((?:(?!^as \$).)*?)(^as \$)",
+            rf"(^create or replace (?:function|procedure) routeledger\.{name}\((?:(?!^as \$).)*?)(^as \$)",
             re.MULTILINE | re.DOTALL,
         )
         found = header.search(text)

@@ -17,6 +17,7 @@ create table if not exists routeledger.settings (
   implausible_usd_per_mtok numeric not null default 10000,
   tenants_bound boolean not null default false,
   rollup_look_back interval not null default interval '3 days',
+  repair_retention interval not null default interval '90 days',
   constraint settings_pkey primary key (only_row),
   constraint settings_only_row check (only_row),
   constraint settings_lease_check check (lease between interval '1 second' and interval '24 hours'),
@@ -32,7 +33,8 @@ create table if not exists routeledger.settings (
   constraint settings_retry_jitter_check check (retry_jitter between 0 and 1),
   constraint settings_implausible_factor_check check (implausible_factor between 2 and 1000),
   constraint settings_implausible_usd_per_mtok_check check (implausible_usd_per_mtok between 1 and 1000000000),
-  constraint settings_rollup_look_back_check check (rollup_look_back between interval '0' and interval '10 years')
+  constraint settings_rollup_look_back_check check (rollup_look_back between interval '0' and interval '10 years'),
+  constraint settings_repair_retention_check check (repair_retention between interval '1 day' and interval '100 years')
 );
 
 insert into routeledger.settings default values on conflict do nothing;
@@ -49,6 +51,7 @@ volatile
 parallel unsafe
 security definer
 set search_path = pg_catalog, routeledger, pg_temp
+set standard_conforming_strings = on
 as $$
 declare
   v_old jsonb;
@@ -90,7 +93,8 @@ begin
       retry_jitter = v_new.retry_jitter,
       implausible_factor = v_new.implausible_factor,
       implausible_usd_per_mtok = v_new.implausible_usd_per_mtok,
-      rollup_look_back = v_new.rollup_look_back
+      rollup_look_back = v_new.rollup_look_back,
+      repair_retention = v_new.repair_retention
     where only_row;
   exception
     when check_violation then

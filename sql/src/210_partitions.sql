@@ -48,6 +48,7 @@ stable
 parallel safe
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
+set standard_conforming_strings = on
 as $$
   select
     substr(c.relname, length('routing_outcomes_') + 1),

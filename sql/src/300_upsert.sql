@@ -89,6 +89,7 @@ immutable
 parallel safe
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
+set standard_conforming_strings = on
 as $$
 begin
   return (
@@ -211,6 +212,7 @@ stable
 parallel safe
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
+set standard_conforming_strings = on
 as $$
 #variable_conflict use_column
 begin
@@ -355,6 +357,7 @@ stable
 parallel safe
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
+set standard_conforming_strings = on
 as $$
 declare
   v_wanted text[];
@@ -432,6 +435,7 @@ stable
 parallel safe
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
+set standard_conforming_strings = on
 as $$
 declare
   c_name constant text := '("(?:[^"]|"")+"|[^\s",]+)';
@@ -1007,6 +1011,7 @@ volatile
 parallel unsafe
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
+set standard_conforming_strings = on
 as $$
 declare
   c_tries constant integer := 20;
@@ -1505,6 +1510,7 @@ volatile
 parallel unsafe
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
+set standard_conforming_strings = on
 as $$
 #variable_conflict use_column
 declare

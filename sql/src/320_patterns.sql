@@ -230,6 +230,7 @@ immutable
 parallel safe
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
+set standard_conforming_strings = on
 as $$
   select ' ' || lower(regexp_replace(
     regexp_replace(
@@ -249,6 +250,7 @@ immutable
 parallel safe
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
+set standard_conforming_strings = on
 as $$
   select count(distinct case when jsonb_typeof(e) = 'string' then to_jsonb(btrim(e #>> '{}', E' \t\r\n')) else e end)
   from jsonb_array_elements(p_values) e
@@ -287,6 +289,7 @@ immutable
 parallel safe
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
+set standard_conforming_strings = on
 as $$
 declare
   v_name text collate "C" := coalesce(p_pattern ->> 'pattern_name', '');
@@ -379,6 +382,7 @@ immutable
 parallel safe
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
+set standard_conforming_strings = on
 as $$
 declare
   -- Strings as Python reads them; one that is not closed ends with its line, or with the code when it has three quotes.

@@ -1,9 +1,11 @@
 -- 700 · Operations: what a scheduler runs.
 
 -- Makes the partitions of today and of the time ahead (settings.partitions_ahead periods of
--- settings.partition_width, or the interval given), so that no write has to. Safe to run at any time, from
--- anywhere, as often as wanted. Returns what it made.
--- Locks: share update exclusive on the ledger's tables where one is missing. Errors: RL103.
+-- settings.partition_width, or the interval given), so that no write has to, and drops the row images of repairs
+-- that are older than settings.repair_retention. Safe to run at any time, from anywhere, as often as wanted. Returns
+-- what it made and dropped.
+-- Locks: share update exclusive on the ledger's tables where a partition is missing; access exclusive on images that
+-- are dropped. Errors: RL103.
 create or replace function routeledger.maintain(
   p_ahead interval default null
 )
@@ -46,5 +48,7 @@ begin
     from routeledger._partitions() p
     where routeledger._uuid_floor(v_at) >= p.lower_id and routeledger._uuid_floor(v_at) < p.upper_id;
   end loop;
+
+  return query select d.action, d.object from routeledger._drop_old_images() d;
 end
 $$;

@@ -30,10 +30,35 @@ begin
       (array['model_performance_between'],
         array['reader', 'writer', 'admin']),
       -- upsert() and what it calls run as their caller
-      (array['upsert', 'upsert_from', 'plan_upsert', '_upsert', '_run_upsert', '_run_one_by_one', '_bad_rows', '_kept_out', '_upsert_shape', '_check_names', '_rows_at', '_is_about_a_row',
-             '_digest_rows', '_claim_batch', '_settle_batch', '_count_upsert', '_plan_upsert', '_raise', '_raise_fault'],
+      (array['upsert', 'upsert_from', 'plan_upsert',
+             '_bad_rows', '_digest_rows', '_is_about_a_row', '_kept_out', '_rows_at', '_run_one_by_one', '_run_upsert', '_upsert',
+             '_claim_batch', '_count_upsert', '_plan_upsert', '_settle_batch', '_upsert_shape'],
         array['writer', 'judge', 'admin']),
-      (array['maintain', 'configure', 'import_models', 'set_clock', 'grant_tenant', 'revoke_tenant', 'unbind_role', 'set_pattern_rules'],
+      -- and so do the constraints and the repairs: first what it takes to look, then what it takes to act
+      (array['constraint_states',
+             '_base_type', '_btree_operator', '_canonical_check', '_check_table', '_code_of_others', '_column_list', '_column_named', '_columns_sql',
+             '_constraint_states', '_declarations_meant', '_expression_fault', '_foreign_code', '_functions_in', '_holders', '_image_sql', '_index_columns',
+             '_index_definition', '_index_identity', '_index_parts', '_is_one_expression', '_is_uncommitted', '_leaf_index_name', '_live_constraint',
+             '_live_not_null', '_make_probe', '_may_alter', '_owners_of', '_path_of', '_probe_unique', '_qualified', '_raise_locked', '_read_precedence',
+             '_read_unique', '_same_functions', '_same_indexes', '_state_of_check', '_state_of_not_null', '_suffixed', '_table_meant', '_term_sql', '_total_wait',
+             '_tree', '_unique_declared', '_unique_obstacle', '_unique_plan',
+             '_check_names', '_declarations', '_raise', '_raise_fault', '_recorded'],
+        array['reader', 'writer', 'judge', 'admin']),
+      (array['ensure_check', 'ensure_not_null', 'ensure_unique', 'unique_step', 'collapse_duplicates', 'declare_constraint', 'undeclare_constraint',
+             'plan_constraints', 'apply_constraints', 'undo_constraint', 'undo_repair', 'show_repair', 'repair_orphans_in',
+             '_add_check_sql', '_apply_step', '_begin_apply', '_caller_role', '_check_types', '_children_in_the_way', '_close_collapse', '_collapse_and_build',
+             '_collapse_rows', '_constraint_fault', '_count_references', '_declaration_fault', '_declare_constraint', '_describe_index', '_differences',
+             '_ensure_declared', '_fence_sql', '_fill', '_find_duplicates', '_fired_by', '_hidden_rows', '_image_columns', '_image_fault', '_image_of_constraint',
+             '_image_of_index', '_index_state', '_index_statements', '_is_admin', '_is_empty', '_key_of', '_listed', '_live_index', '_locate', '_lock_fault',
+             '_net_image', '_not_null_name', '_not_null_statements', '_online_key', '_options_fault', '_orphan_columns', '_path_with_temp', '_plan_constraints',
+             '_rank_duplicates', '_rank_leaf', '_record_unchanged', '_references_to', '_referencing', '_repair_orphans', '_repoint', '_restore_check',
+             '_restore_index', '_root_of', '_rows_of', '_run_locked', '_same_key', '_serialize', '_settle_unique', '_survey_unique', '_suspended_checks',
+             '_swap_statements', '_table_named', '_take_step', '_triggers_of', '_undo', '_undo_constraint', '_undo_repair', '_unique_fault', '_unique_refusal',
+             '_violations', '_written_columns',
+             '_changes_to_undo', '_close_repair', '_image_of', '_mark_changes_undone', '_mark_undone', '_note_duplicates', '_note_index', '_open_collapse',
+             '_open_repair', '_read_repair', '_record_change', '_renote_index', '_share_images', '_store_declaration', '_take_duplicates', '_undo_in_ledger'],
+        array['writer', 'judge', 'admin']),
+      (array['repair_orphans', 'maintain', 'configure', 'import_models', 'set_clock', 'grant_tenant', 'revoke_tenant', 'unbind_role', 'set_pattern_rules'],
         array['admin'])
     ) g (names, roles)
   loop
@@ -45,7 +70,7 @@ begin
     loop
       foreach v_role in array v_grant.roles loop
         continue when to_regrole('routeledger_' || v_role) is null;
-        execute format('grant execute on function %s to %I', v_routine.signature, 'routeledger_' || v_role);
+        execute format('grant execute on routine %s to %I', v_routine.signature, 'routeledger_' || v_role);
       end loop;
     end loop;
   end loop;
@@ -55,7 +80,9 @@ begin
     from (values
       (array['decisions', 'attempts', 'in_flight', 'orphans', 'reconciliation', 'implausible_costs', 'current_prices', 'flagged_prices', 'upsert_activity', 'model_performance',
              'pattern_quality', 'current_pattern_rules'],
-        array['reader', 'admin'])
+        array['reader', 'admin']),
+      (array['constraint_history', 'constraint_drift', 'repair_history'],
+        array['reader', 'writer', 'judge', 'admin'])
     ) g (names, roles)
   loop
     foreach v_role in array v_grant.roles loop

@@ -43,6 +43,7 @@ comment on column routeledger.settings.implausible_factor is 'A price or cost th
 comment on column routeledger.settings.implausible_usd_per_mtok is 'Where nothing is known of a model, a cost above this many USD per million tokens is flagged.';
 comment on column routeledger.settings.tenants_bound is 'True when some role is bound to tenants; kept by grant_tenant() and unbind_role().';
 comment on column routeledger.settings.rollup_look_back is 'How far before its watermark an incremental roll-up begins, so that it counts what was committed late; 0 to 10 years.';
+comment on column routeledger.settings.repair_retention is 'How long maintain() keeps the row images of a repair, without which it cannot be undone; 1 day to 100 years.';
 
 comment on table routeledger.tenant_grants is 'Which role is bound to which tenant.';
 comment on column routeledger.tenant_grants.tenant_id is 'The tenant.';
@@ -282,3 +283,120 @@ comment on column routeledger.upsert_activity.unchanged is 'Rows that lost to th
 comment on column routeledger.upsert_activity.refused is 'Rows refused.';
 comment on column routeledger.upsert_activity.last_at is 'When the last call was.';
 comment on column routeledger.upsert_activity.last_duplicates_at is 'When the last call with duplicates was.';
+
+comment on table routeledger.repairs is 'The repairs: what changed rows of a table so that it can be undone; read them as repair_history.';
+comment on column routeledger.repairs.id is 'Its number.';
+comment on column routeledger.repairs.kind is 'collapse (duplicates of a key), orphans (outcomes without their inference), or undo.';
+comment on column routeledger.repairs.target is 'The table that was repaired, schema and name.';
+comment on column routeledger.repairs.reason is 'Why, in the words of who called for it.';
+comment on column routeledger.repairs.role_name is 'The role it was done as.';
+comment on column routeledger.repairs.login is 'The role that had logged in.';
+comment on column routeledger.repairs.state is 'open (unfinished, or its client is gone), done, or undone.';
+comment on column routeledger.repairs.started_at is 'When it began.';
+comment on column routeledger.repairs.finished_at is 'When it ended; NULL while it is open.';
+comment on column routeledger.repairs.before_count is 'Rows of the target before; NULL for a repair of many transactions.';
+comment on column routeledger.repairs.after_count is 'Rows of the target after; NULL as before_count.';
+comment on column routeledger.repairs.removed is 'Rows removed.';
+comment on column routeledger.repairs.changed is 'Rows changed.';
+comment on column routeledger.repairs.added is 'Rows added.';
+comment on column routeledger.repairs.details is 'What else is to be known of it, by kind; for a collapse the index that was built.';
+comment on column routeledger.repairs.undoes is 'The repair that this one undid; NULL for any other.';
+comment on column routeledger.repairs.undone_by is 'The repair that undid this one; NULL while it stands.';
+comment on column routeledger.repairs.images_dropped_at is 'When its images were dropped by maintain(), after which it cannot be undone; NULL while they are there.';
+
+comment on table routeledger.repair_images is 'The tables repair_rows_…, which hold the rows that repairs changed, as they were.';
+comment on column routeledger.repair_images.repair_id is 'The repair.';
+comment on column routeledger.repair_images.n is 'Number of the image within the repair.';
+comment on column routeledger.repair_images.target is 'The table whose rows it holds, schema and name.';
+comment on column routeledger.repair_images.columns is 'Names and types of the columns of the target when the image was made.';
+comment on column routeledger.repair_images.image is 'Name of the image''s table, in the schema routeledger.';
+comment on column routeledger.repair_images.prefix is 'How the two columns begin that the image has beside those of its target: prefix || no, which the before and the after of a row share, and prefix || what.';
+
+comment on view routeledger.repair_history is 'Every repair, the newest first, with its images and how long they are kept.';
+comment on column routeledger.repair_history.id is 'Its number.';
+comment on column routeledger.repair_history.kind is 'collapse (duplicates of a key), orphans (outcomes without their inference), or undo.';
+comment on column routeledger.repair_history.target is 'The table that was repaired, schema and name.';
+comment on column routeledger.repair_history.reason is 'Why, in the words of who called for it.';
+comment on column routeledger.repair_history.role_name is 'The role it was done as.';
+comment on column routeledger.repair_history.login is 'The role that had logged in.';
+comment on column routeledger.repair_history.state is 'open (unfinished, or its client is gone), done, or undone.';
+comment on column routeledger.repair_history.started_at is 'When it began.';
+comment on column routeledger.repair_history.finished_at is 'When it ended; NULL while it is open.';
+comment on column routeledger.repair_history.before_count is 'Rows of the target before; NULL for a repair of many transactions.';
+comment on column routeledger.repair_history.after_count is 'Rows of the target after; NULL as before_count.';
+comment on column routeledger.repair_history.removed is 'Rows removed.';
+comment on column routeledger.repair_history.changed is 'Rows changed.';
+comment on column routeledger.repair_history.added is 'Rows added.';
+comment on column routeledger.repair_history.details is 'What else is to be known of it, by kind; for a collapse the index that was built.';
+comment on column routeledger.repair_history.undoes is 'The repair that this one undid; NULL for any other.';
+comment on column routeledger.repair_history.undone_by is 'The repair that undid this one; NULL while it stands.';
+comment on column routeledger.repair_history.images is 'For each table whose rows it changed: target and image, schema and name.';
+comment on column routeledger.repair_history.images_dropped_at is 'When its images were dropped by maintain(), after which it cannot be undone; NULL while they are there.';
+comment on column routeledger.repair_history.images_kept_until is 'Until when the images are kept at least (settings.repair_retention); NULL when they are gone.';
+
+comment on table routeledger.constraint_changes is 'What was done to constraints; read it as constraint_history.';
+comment on column routeledger.constraint_changes.id is 'Its number.';
+comment on column routeledger.constraint_changes.target is 'The table, schema and name.';
+comment on column routeledger.constraint_changes.name is 'The constraint or index.';
+comment on column routeledger.constraint_changes.kind is 'check, unique or not_null.';
+comment on column routeledger.constraint_changes.action is 'created, replaced, validated, dropped, or unchanged (noted under a label, so that undoing the label leaves it).';
+comment on column routeledger.constraint_changes.before is 'What there was: definition, validated, comment, children; NULL when there was none.';
+comment on column routeledger.constraint_changes.after is 'What there is since; NULL when it was dropped.';
+comment on column routeledger.constraint_changes.label is 'What the caller calls the change, such as a revision of a migration; NULL for none.';
+comment on column routeledger.constraint_changes.repair_id is 'The repair that collapsed duplicates for it; NULL for none.';
+comment on column routeledger.constraint_changes.functions is 'The functions in the predicate, with the digest of their source.';
+comment on column routeledger.constraint_changes.role_name is 'The role it was done as.';
+comment on column routeledger.constraint_changes.login is 'The role that had logged in.';
+comment on column routeledger.constraint_changes.changed_at is 'When.';
+comment on column routeledger.constraint_changes.undone_at is 'When it was undone; NULL while it stands.';
+comment on column routeledger.constraint_changes.undone_by is 'The change that undid it; NULL while it stands, and where nothing had to change.';
+
+comment on view routeledger.constraint_history is 'Every change of a constraint, the newest first.';
+comment on column routeledger.constraint_history.id is 'Its number.';
+comment on column routeledger.constraint_history.target is 'The table, schema and name.';
+comment on column routeledger.constraint_history.name is 'The constraint or index.';
+comment on column routeledger.constraint_history.kind is 'check, unique or not_null.';
+comment on column routeledger.constraint_history.action is 'created, replaced, validated, dropped, or unchanged (noted under a label, so that undoing the label leaves it).';
+comment on column routeledger.constraint_history.before is 'What there was: definition, validated, comment, children; NULL when there was none.';
+comment on column routeledger.constraint_history.after is 'What there is since; NULL when it was dropped.';
+comment on column routeledger.constraint_history.label is 'What the caller calls the change, such as a revision of a migration; NULL for none.';
+comment on column routeledger.constraint_history.repair_id is 'The repair that collapsed duplicates for it; NULL for none.';
+comment on column routeledger.constraint_history.functions is 'The functions in the predicate, with the digest of their source.';
+comment on column routeledger.constraint_history.role_name is 'The role it was done as.';
+comment on column routeledger.constraint_history.login is 'The role that had logged in.';
+comment on column routeledger.constraint_history.changed_at is 'When.';
+comment on column routeledger.constraint_history.undone_at is 'When it was undone; NULL while it stands.';
+comment on column routeledger.constraint_history.undone_by is 'The change that undid it; NULL while it stands, and where nothing had to change.';
+
+comment on table routeledger.duplicate_rows is 'Duplicates that an open repair has found and not yet collapsed, by their places.';
+comment on column routeledger.duplicate_rows.repair_id is 'The repair.';
+comment on column routeledger.duplicate_rows.n is 'Their order.';
+comment on column routeledger.duplicate_rows.leaf is 'The table or partition they are in.';
+comment on column routeledger.duplicate_rows.key_no is 'Number of the key; its first row is the one that stays.';
+comment on column routeledger.duplicate_rows.place is 'Where the row was when it was found.';
+
+comment on table routeledger.declared_constraints is 'What constraints tables are meant to have; write it by declare_constraint(), read it by constraint_states().';
+comment on column routeledger.declared_constraints.target_schema is 'Schema of the table.';
+comment on column routeledger.declared_constraints.target_name is 'Name of the table, which need not be there yet.';
+comment on column routeledger.declared_constraints.name is 'Name of the constraint or index.';
+comment on column routeledger.declared_constraints.kind is 'check, unique or not_null.';
+comment on column routeledger.declared_constraints.predicate is 'The predicate of a check, as declared; NULL for other kinds.';
+comment on column routeledger.declared_constraints.columns is 'Columns or expressions of a unique key, or the one column that is not null; NULL for a check.';
+comment on column routeledger.declared_constraints.options is 'Parameters of ensure_check(), ensure_unique() or ensure_not_null() by name, without p_.';
+comment on column routeledger.declared_constraints.origin is 'routeledger for the ledger''s own, user for all others.';
+comment on column routeledger.declared_constraints.declared_by is 'Who declared it.';
+comment on column routeledger.declared_constraints.declared_at is 'When.';
+
+comment on view routeledger.constraint_drift is 'The declared constraints that are not in place as declared, or cannot be looked at; empty when all is well.';
+comment on column routeledger.constraint_drift.target is 'The table, schema and name.';
+comment on column routeledger.constraint_drift.name is 'The constraint or index.';
+comment on column routeledger.constraint_drift.kind is 'check, unique or not_null.';
+comment on column routeledger.constraint_drift.state is 'missing, different, not_valid, not_enforced, function_changed, invalid_index, table_missing, or unknown.';
+comment on column routeledger.constraint_drift.declared is 'The definition as declared, as PostgreSQL prints it.';
+comment on column routeledger.constraint_drift.found is 'The definition in the table; NULL when there is none.';
+comment on column routeledger.constraint_drift.detail is 'The declaration, and what is in the way of looking.';
+comment on column routeledger.constraint_drift.origin is 'routeledger for the ledger''s own, user for all others.';
+
+comment on sequence routeledger.repairs_id_seq is 'Numbers of repairs.';
+comment on sequence routeledger.constraint_changes_id_seq is 'Numbers of changes of constraints.';
+comment on sequence routeledger.duplicate_rows_n_seq is 'Order of duplicates.';

@@ -513,6 +513,574 @@ comment on function routeledger.score_patterns(p_rows jsonb, p_version text, p_r
 Rows: pattern_id and pattern (as score_pattern() takes it), required; measurement_timestamp (now, by clock()), confidence and metadata (of the measurement). Give measurement_timestamp where a call may be repeated: only then is the repetition `unchanged`.
 Locks: the patterns'' rows by pattern_id. Errors: RL101, RL107, RL501, RL205 for the call; per row RL101, RL103, RL107, RL108, RL109.';
 
+comment on function routeledger._caller_role() is
+'Returns the role on whose behalf the session calls, also within a SECURITY DEFINER routine: the one that SET ROLE chose, else the login.
+Locks: none. Errors: none.';
+
+comment on function routeledger._qualified(p_table regclass) is
+'Returns the name of a table with its schema, quoted where it has to be, the same in every session; null for a table that the calling statement itself has made.
+Locks: none. Errors: none.';
+
+comment on function routeledger._image_columns(p_target regclass, p_alias text) is
+'Returns the columns of a table, quoted, in order and separated by commas: `select <this> from` its rows is what an image takes. With an alias each is written alias.column.
+Locks: none. Errors: none.';
+
+comment on function routeledger._column_list(p_target regclass) is
+'Describes the columns of a table as a JSON array in order: name, type, collation, and whether the value is generated. Types and collations are written in full.
+Locks: none. Errors: none.';
+
+comment on function routeledger._may_repair(p_target regclass) is
+'Tells whether the calling role may repair a table: it can change its rows, or the table is the ledger''s own and the role is an admin.
+Locks: none. Errors: none.';
+
+comment on function routeledger._read_repair(p_repair_id bigint) is
+'Returns what the registry knows of a repair (null: nothing), and of its images a JSON array in their order. Only for the role that made the repair and its members, for those who may read its images, and for admins; a role that is bound to tenants sees its own.
+Locks: none. Errors: RL110, 42501.';
+
+comment on function routeledger._open_repair(p_kind text, p_target regclass, p_reason text, p_details jsonb, p_undoes bigint) is
+'Enters a repair and returns its id. Only a role that may change the target''s rows opens one, and the undo of a repair (p_undoes) only a role that may see that repair.
+Locks: none. Errors: RL101, RL102, RL108, RL110, RL117, RL206, 42501.';
+
+comment on function routeledger._own_repair(p_repair_id bigint) is
+'Returns an open repair of the caller''s, locked, or raises: the role that opened it, a member of that role, or an admin.
+Locks: the repair''s row. Errors: RL206, 42501.';
+
+comment on function routeledger._image_of(p_repair_id bigint, p_target regclass) is
+'Returns the table that keeps a repair''s rows of one target, and the prefix of our two columns in it; makes it at the first call for that target. The calling role may then write it until the repair is closed, and read it after that, as the target''s owner may.
+Locks: the repair''s row. Errors: RL101, RL206, RL117, 42501.';
+
+comment on function routeledger._describe_index(p_index oid) is
+'Describes an index as the catalogue has it, the same in every session: schema, name, table, definition, validated, and where it has them comment, constraint, constraint_definition and constraint_comment. Null when there is no such index.
+Locks: none. Errors: none.';
+
+comment on function routeledger._note_index(p_repair_id bigint, p_index regclass) is
+'Notes the index that a repair made possible, or that an undo drops, with its definition as the catalogue has it, so that an undo drops it and an undo of that makes it again. Only the owner of the index''s table notes one, at any time after the repair was opened.
+Locks: the repair''s row. Errors: RL206, RL117, 42501.';
+
+comment on function routeledger._close_repair(p_repair_id bigint, p_before bigint, p_after bigint, p_removed bigint, p_changed bigint, p_added bigint, p_details jsonb) is
+'Closes a repair: what it says it did has to be what its images hold, and the rows of its target before and after have to agree with that, or the whole repair is rolled back. From then on the images are read-only. Without counts of rows (a repair of many transactions, beside which others wrote) only the images are compared.
+Locks: the repair''s row. Errors: RL206, RL313, 42501.';
+
+comment on function routeledger._mark_undone(p_repair_id bigint, p_undone_by bigint) is
+'Marks a repair as undone by another, which the caller has opened. Returns false when it was undone already.
+Locks: the row of the one, then of the other. Errors: RL206, 42501.';
+
+comment on function routeledger._share_images(p_repair_id bigint) is
+'Lets the calling role, which may see the repair, read the images of those of its tables that it may read and change itself, without row security and under the owner they had: then they show it nothing that it could not have seen.
+Locks: none. Errors: RL110, 42501.';
+
+comment on function routeledger._drop_old_images() is
+'Drops the images of repairs that were finished longer ago than settings.repair_retention, and of those still open that began before that, with whatever others have built on them. The registry keeps their counts. What somebody is reading is left for the next time. Returns what was dropped.
+Locks: the repair''s row, access exclusive on its images, without waiting for either. Errors: none.';
+
+comment on function routeledger._tree(p_table regclass) is
+'Returns a table and all that inherits from it, the table first, parents before their children.
+Locks: none. Errors: none.';
+
+comment on function routeledger._may_alter(p_table regclass) is
+'Says whether the caller may alter a table: whether they have the rights of its owner, and of the owners of all that inherits from it.
+Locks: none. Errors: none.';
+
+comment on function routeledger._serialize(p_table regclass, p_name text) is
+'Makes those wait who change the same constraint of the same table, until the transaction ends.
+Locks: the advisory lock of (table, constraint), without a time limit. Errors: none.';
+
+comment on function routeledger._path_of(p_table regclass) is
+'Returns the search_path under which what is said of a table is read: pg_catalog, the schema of the table, the schemas of its columns'' types (whose operators would not be found otherwise), and temporary objects last.
+Locks: none. Errors: none.';
+
+comment on function routeledger._lock_fault(p_lock_timeout interval, p_attempts integer) is
+'Returns the fault of a lock_timeout or a number of attempts that cannot be used, null when both can.
+Locks: none. Errors: none.';
+
+comment on function routeledger._run_locked(p_table regclass, p_statements text[], p_lock_timeout interval, p_attempts integer) is
+'Runs the statements, all or none, and never waits longer than p_lock_timeout for a lock: what it had is given back, and after a pause that grows, and that differs from session to session, it tries again, p_attempts times in all. Returns how many tries it took. The statements name everything in full; the functions they call are found by the path of the table. A lock that is not had is raised as 55P03, with those who hold one in DETAIL.
+Locks: those of the statements, in their order. Errors: 55P03, and what the statements raise.';
+
+comment on function routeledger._raise_locked(p_table regclass, p_lock_timeout interval, p_attempts integer, p_began timestamptz, p_last text) is
+'Raises that a lock on a table could not be had in time, with those who hold one in DETAIL.
+Locks: none. Errors: 55P03.';
+
+comment on function routeledger._total_wait(p_lock_timeout interval, p_attempts integer) is
+'Returns what p_attempts waits of p_lock_timeout come to, as a lock_timeout.
+Locks: none. Errors: none.';
+
+comment on function routeledger._holders(p_table regclass) is
+'Returns who else holds a lock on a table, or on what inherits from it: at most 20, the oldest transaction first.
+Locks: none. Errors: none.';
+
+comment on function routeledger._record_change(p_target text, p_name text, p_kind text, p_action text, p_before jsonb, p_after jsonb, p_label text, p_repair_id bigint, p_functions jsonb) is
+'Writes a change of a constraint into the history, as it was before and as it is now, and returns its number. Only for who may alter the table, or an admin, and with a repair of this table only: what is written here is what an undo puts back.
+Locks: none. Errors: RL206, 42501.';
+
+comment on function routeledger._expression_fault(p_text text) is
+'Returns what keeps a text from being one expression between two parentheses, null when nothing does: it is empty, a string, name or comment in it has no end, or it closes a parenthesis that it has not opened. Read by the server''s own rules for strings, names and comments (standard_conforming_strings on); strings between dollars and comments within comments are not taken.
+Locks: none. Errors: none.';
+
+comment on function routeledger._is_one_expression(p_text text) is
+'Says whether a text can stand between two parentheses as one expression: _expression_fault() says why not.
+Locks: none. Errors: none.';
+
+comment on function routeledger._make_probe(p_table regclass) is
+'Makes an empty temporary table with the name, the columns, the types and the collations of a table, each column with its number, and returns it: an expression of the table can be printed as one of the probe. Meant for a subtransaction that is rolled back: what the session has of that name among its own temporary objects is renamed. Neither a lock nor a privilege on the table is needed.
+Locks: none on the table. Errors: 25006, 42501 where no temporary table can be made.';
+
+comment on function routeledger._functions_in(p_tree text) is
+'Returns the functions that a stored expression calls: each with its volatility, and those that are not the server''s own with a digest of what they do.
+Locks: none. Errors: none.';
+
+comment on function routeledger._code_of_others(p_tree text) is
+'Returns the functions that a stored expression calls, and the domains that it casts to, whose owners have not the rights of the caller already: to run it would give them these rights.
+Locks: none. Errors: none.';
+
+comment on function routeledger._canonical_check(p_table regclass, p_predicate text, p_names text[]) is
+'Returns the canonical text of a predicate over a table, with all that is known of it: "texts" (what PostgreSQL prints in each round until it is the same again; the last is the one that is installed), "columns", "functions", "others" (what _code_of_others() finds in it) and "notes"; and "live", the constraints of p_names as they are, by name, read without a lock on the table. Where the session can make no temporary table: "refused", with the reason, and "message". Nothing of the predicate is executed, not even a function over constants (the CHECKs of the probe are NOT VALID): it may be somebody else''s.
+Locks: none on the table. Errors: RL116.';
+
+comment on function routeledger._is_uncommitted(p_xmin xid) is
+'Says whether what has this xmin was written by the transaction that asks, and not before it.
+Locks: none. Errors: none.';
+
+comment on function routeledger._live_constraint(p_table regclass, p_name text, p_probe regclass) is
+'Returns the constraint of that name on a table as it is, printed the same in every session: null when there is none. "kind" is that of pg_constraint; "uncommitted" says that this very transaction has made or changed it. PostgreSQL opens a table to print an expression of it, under a lock that waits for whoever alters it: with p_probe a CHECK is printed as one of that probe instead.
+Locks: access share for a moment, with p_probe none. Errors: none.';
+
+comment on function routeledger._image_of_constraint(p_live jsonb) is
+'Returns a constraint as the history keeps it: what it takes to put it back.
+Locks: none. Errors: none.';
+
+comment on function routeledger._violations(p_table regclass, p_predicate text, p_only boolean) is
+'Counts the rows of a table for which a predicate is false, and shows up to five of them by their primary key, else by their place. The predicate is canonical text. Where the caller may not see every row, or the predicate fails on one: "refused", with the reason, and "message".
+Locks: access share, given back. Errors: none of ours.';
+
+comment on function routeledger._take_step(p_table regclass, p_predicate text, p_only boolean, p_there boolean, p_statements text[], p_if_violated text, p_lock_timeout interval, p_attempts integer, p_dry_run boolean) is
+'Does one step of ensure_check() or ensure_not_null(), or says in a dry run what would come of it. With p_there the constraint is there and the statements validate it: rows are counted only when that fails. Else the statements put it there, and the rows that violate p_predicate (null: none can) are counted before. Returns "outcome" (refused or pending, none when the step was done), "reason", "violations", "samples", "message", "attempts".
+Locks: as _violations() and _run_locked(). Errors: 55P03, and what else the table raises.';
+
+comment on function routeledger._is_empty(p_table regclass) is
+'Says whether a table and all that inherits from it hold not even a dead row.
+Locks: none. Errors: none.';
+
+comment on function routeledger._check_table(p_table regclass) is
+'Raises unless constraints of this relation can be declared.
+Locks: none. Errors: RL101, RL117.';
+
+comment on function routeledger._constraint_fault(p_name text, p_label text, p_if_violated text) is
+'Returns the fault of the name of a constraint, of a label or of the policy for violators; null when there is none.
+Locks: none. Errors: none.';
+
+comment on function routeledger._recorded(p_target text, p_name text, p_kind text, p_label text, p_texts text[]) is
+'Returns what the history knows: "labelled", whether a change of this constraint under this label is on record and has not been undone; and "functions", those of the last change that left one of these texts, null when none did.
+Locks: none. Errors: none.';
+
+comment on function routeledger._record_unchanged(p_target text, p_name text, p_kind text, p_now jsonb, p_label text, p_functions jsonb) is
+'Records once for each label that a constraint was found to be as declared, so that undoing that label leaves it alone; and once for what it calls, so that it is seen when that changes. Returns the number of the record, null when there was nothing to record.
+Locks: none. Errors: none.';
+
+comment on function routeledger._same_functions(p_one jsonb, p_other jsonb) is
+'Says whether two lists of functions do the same, whatever the functions are called.
+Locks: none. Errors: none.';
+
+comment on function routeledger._add_check_sql(p_name text, p_predicate text, p_no_inherit boolean, p_enforced boolean) is
+'Returns the ALTER TABLE clause that adds a CHECK, not yet validated.
+Locks: none. Errors: none.';
+
+comment on function routeledger._children_in_the_way(p_table regclass, p_name text, p_texts text[]) is
+'Returns the constraints of that name that tables below this one have of their own and that are not the one to be inherited: they have to go before it can be added.
+Locks: none that is kept. Errors: none.';
+
+comment on function routeledger._swap_statements(p_table regclass, p_name text, p_add text, p_comment text, p_also text[], p_children jsonb) is
+'Returns the statements that put one CHECK in the place of another of its name (p_add null: only take it away), with the constraints in p_also, and those of that name in p_children, dropped at the same time. Where nothing below is in the way it is one ALTER TABLE; else the whole tree is locked first.
+Locks: none. Errors: none.';
+
+comment on function routeledger._root_of(p_table regclass, p_name text) is
+'Returns the table from which a table has inherited the constraint of that name: the highest one.
+Locks: none. Errors: none.';
+
+comment on function routeledger._owners_of(p_table regclass) is
+'Returns the owners of a table and of all that inherits from it.
+Locks: none. Errors: none.';
+
+comment on function routeledger.ensure_check(p_table regclass, p_name text, p_predicate text, p_if_violated text, p_no_inherit boolean, p_also_drop text[], p_label text, p_lock_timeout interval, p_attempts integer, p_strict boolean, p_dry_run boolean) is
+'Brings a table to hold exactly this CHECK under this name, whatever it holds under it now, and says what it found and did. `unchanged`: there, of this predicate, and validated; no lock was taken on the table. `created`, `replaced`: now there, for every row that is written from now on; old rows are looked at in a later call. `validated`: the old rows were looked at too. `pending`: there, and rows that violate it remain, or it was made in this very transaction. `refused`: nothing was changed, for the reason given. Where next is not null, the same call in a new transaction goes on.
+The predicate is read by the path pg_catalog, the schema of the table, the schemas of its columns'' types; what is installed is its canonical text. Rows that violate it are counted, and five of them shown in detail.samples, before anything is changed: p_if_violated `refuse` then changes nothing, `add_not_valid` adds it nevertheless (an UPDATE of such a row fails from then on, whatever it changes). p_also_drop names older CHECKs that this one takes the place of. p_label groups changes for undo_constraint(). Functions are noted, and followed: when one of them does something else than when the constraint was put there, it counts as replaced and every row is looked at again.
+Reasons of `pending`: violations, uncommitted. Of `refused`: violations, predicate_fails, row_security, no_privilege and not_possible (with what PostgreSQL said in detail.message), read_only, not_owner (detail.owners), inherited (detail.root), name_taken. With p_strict a refusal is an error. In a dry run nothing is changed, and outcome and violations are what the step would come to. detail also names the other CHECKs of the same columns (suspects), what is dropped with the old one (also_dropped, children), what is doubtful about the predicate (notes), its functions, and the record in the history (change_id).
+Locks: none when unchanged, and none is waited for. Otherwise the advisory lock of (table, constraint); access share for the count, given back; then for a change access exclusive on the table and all that inherits from it (one ALTER TABLE, no scan), to validate share update exclusive (readers and writers pass), each waiting at most p_lock_timeout, p_attempts times. Errors: RL101, RL102, RL103, RL108, RL116, RL117, RL309, 55P03.';
+
+comment on function routeledger._live_not_null(p_table regclass, p_column text) is
+'Returns what is known of NOT NULL on a column: "not_null", "validated", and from PostgreSQL 18 on "name", "inherited" and "uncommitted" of its constraint. Null when there is no such column.
+Locks: none. Errors: none.';
+
+comment on function routeledger._not_null_name(p_table regclass, p_column text) is
+'Returns the name that PostgreSQL 18 would give to the NOT NULL of a column: at most 63 bytes.
+Locks: none. Errors: none.';
+
+comment on function routeledger.ensure_not_null(p_table regclass, p_column text, p_name text, p_if_violated text, p_label text, p_lock_timeout interval, p_attempts integer, p_strict boolean, p_dry_run boolean) is
+'Brings a column to be NOT NULL without a scan under a lock that stops readers or writers, in two or three transactions. From PostgreSQL 18 on: a NOT NULL constraint of that name, NOT VALID, then validated. Before: a CHECK of that name, NOT VALID, validated, and then taken for the proof that SET NOT NULL needs, and dropped. Arguments, outcomes, reasons and errors as in ensure_check(), and `pending` for the reason proved when only SET NOT NULL remains; p_name is by default what PostgreSQL would call it. A column that is NOT NULL already is `unchanged`, whatever its constraint is called (detail.name_found).
+Locks: none when unchanged. Otherwise the advisory lock of (table, constraint); access share for the count, given back; then access exclusive (no scan) or, to validate, share update exclusive, each waiting at most p_lock_timeout, p_attempts times. Errors: RL101, RL102, RL103, RL108, RL113, RL117, RL309, 55P03.';
+
+comment on function routeledger._not_null_statements(p_table regclass, p_column text, p_name text) is
+'Returns the statements that make a column NOT NULL where it is proved that it can be.
+Locks: none. Errors: none.';
+
+comment on function routeledger._restore_check(p_table regclass, p_name text, p_kind text, p_before jsonb, p_lock_timeout interval, p_attempts integer) is
+'Puts back what a change of the history found (its `before`): the CHECK with its comment, those that were dropped with it, those of the tables that still inherit from it; or takes the constraint away where there was none. What had been validated is so at once only where the table is empty. Returns whether all that was put back is as it was. Nothing of p_before is run as it is written: tables are those of the catalogue, names are quoted, and a predicate has to be one expression, which only becomes a CHECK of a table that the caller may alter.
+Locks: access exclusive on the table and all that inherits from it, without a scan, waiting at most p_lock_timeout, p_attempts times. Errors: RL116, 55P03, and what the table raises.';
+
+comment on function routeledger._suffixed(p_name text, p_suffix text) is
+'Returns a name of at most 63 bytes that ends in the suffix.
+Locks: none. Errors: none.';
+
+comment on function routeledger._leaf_index_name(p_name text, p_leaf regclass) is
+'Returns the name of the index of a leaf that belongs to the unique index of that name of its root: the same each time.
+Locks: none. Errors: none.';
+
+comment on function routeledger._online_key(p_table regclass, p_name text) is
+'Returns the key of the advisory lock that a client holds, for its session, while it builds a unique index online. Nobody waits for it: a session that waits inside a statement would be waited for by CREATE INDEX CONCURRENTLY.
+Locks: none. Errors: none.';
+
+comment on function routeledger._index_identity(p_index oid, p_printed_of regclass) is
+'Returns what makes a unique index the one it is: of each part the column (null: an expression), the collation and the equality by which it compares; the expressions and the predicate, as they are printed of p_printed_of, a table of the same columns. How it is sorted and what it includes besides makes no difference.
+Locks: access share on p_printed_of, given back. Errors: none.';
+
+comment on function routeledger._foreign_code(p_probe regclass) is
+'Returns the functions that the CHECKs of a probe call, and the domains they cast to, of owners who have not the rights of the caller already: whoever runs their code gives these owners rights.
+Locks: none. Errors: none.';
+
+comment on function routeledger._probe_unique(p_table regclass, p_parts text[], p_where text, p_nulls_equal boolean, p_elsewhere boolean, p_look_only boolean) is
+'Makes a unique index of these parts on an empty table of the same name and columns, reads how PostgreSQL prints it, and leaves nothing behind. With p_elsewhere it is parsed as in a session at the other end of the world; else `live` has the identity of each unique index that the table itself has, for which no lock on it is needed. CREATE INDEX runs functions over constants at once: with p_look_only functions of others are refused.
+Locks: none. Errors: RL116, RL118.';
+
+comment on function routeledger._read_unique(p_table regclass, p_columns text[], p_where text, p_nulls_equal boolean, p_look_only boolean) is
+'Reads the parts and the predicate of a unique key as PostgreSQL prints them, round after round until nothing changes any more: the last round, and in `rounds` all of them, because a live index may hold the text of any.
+Locks: none. Errors: RL116, RL118.';
+
+comment on function routeledger._same_indexes(p_table regclass, p_read jsonb, p_nulls_equal boolean) is
+'Returns the unique indexes of a table that are the one that was read: the same identity, the same NULLS mode (which makes no difference where no part can be NULL). `serves`: it is valid and immediate, so ON CONFLICT can use it; `plain`: it can be made a constraint. `definition` is null where it takes a lock on the table to print it.
+Locks: none on the table that was read, else access share for a moment. Errors: none.';
+
+comment on function routeledger._index_definition(p_index oid) is
+'Prints an index as CREATE INDEX, the same in every session.
+Locks: access share on its table for a moment. Errors: none.';
+
+comment on function routeledger._referencing(p_table regclass) is
+'Returns the foreign keys that point to a table, or to what it is a part of or consists of: each with the table that holds it, how that is written in FROM, whether it is the same table, and the pairs of columns.
+Locks: none. Errors: none.';
+
+comment on function routeledger._fired_by(p_table regclass, p_update boolean) is
+'Returns the triggers and rules of a table, and of its partitions, that a DELETE (or an UPDATE) would fire in this session.
+Locks: none. Errors: none.';
+
+comment on function routeledger._unique_declared(p_table regclass, p_name text, p_columns text[], p_keep text, p_nulls text, p_where text, p_form text, p_look_only boolean) is
+'Reads what is declared: the key as PostgreSQL prints it, and the pieces of SQL that the rest is made of. `key` holds its parts, `parts` the column of each (null: an expression), `needs` all columns they are made of, `where` the predicate, `tail` what follows CREATE UNIQUE INDEX … ON …, `definition` what the catalogue will print. `x` is a prefix that no column begins with; `covered` the condition for the rows of which the index holds but one of a key; `key_columns` the parts as columns of a query, `key_names` their names in it; `terms` the order of the rows of a key, the one that stays first, and `rest` what decides between equals; `sentinels` the columns whose NULL counts as a value in the key.
+Locks: none. Errors: RL101, RL102, RL114, RL116, RL118.';
+
+comment on function routeledger._unique_obstacle(p_table regclass, p_plan jsonb) is
+'Returns why a unique index cannot be made, attached or put in the place of another, and what DETAIL says of it; nulls when nothing is in the way but the rows themselves.
+Locks: none. Errors: none.';
+
+comment on function routeledger._unique_plan(p_table regclass, p_name text, p_columns text[], p_keep text, p_nulls text, p_where text, p_form text, p_lock_timeout interval, p_attempts integer, p_look_only boolean) is
+'Reads from the catalogue alone what is declared, as _unique_declared(), what is there (`state`: unchanged, missing, different, invalid_index, unknown), and what to do about it. `step` unchanged: a valid index, or constraint, is there as declared, under the name declared or another (`index`); attach: the index is there, the constraint is not; swap: the index is there, and another still holds the name declared; leftovers: what a build left behind that did not come to its end has to go first; build: it is not there; refused: `reason` and `why` say what is in the way. With p_look_only, for declarations of others, nothing of theirs is run.
+Locks: none when unchanged, unless the index is sorted, stored or extended in a way of its own; else access share, to print what is there, given back: whoever alters the table is waited for as long as p_attempts waits of p_lock_timeout come to. Errors: RL101, RL102, RL114, RL116, RL117, RL118, 55P03.';
+
+comment on function routeledger._find_duplicates(p_plan jsonb, p_leaf regclass, p_limit bigint) is
+'Finds the rows of a leaf of which the unique index could hold but one of each key: their places, and the number of the key of each, in the order of the key; at most p_limit of them. `mixed` counts the keys in which a NULL and the value that stands for it meet.
+Locks: none (access share). Errors: what the expressions of the key raise.';
+
+comment on function routeledger._rank_duplicates(p_plan jsonb, p_leaf regclass, p_places tid[], p_lock boolean) is
+'Of rows of a leaf, by their places, says which go and which stays for each of them, by the declared precedence. Rows that are gone, or no longer where they were, are left out. With p_lock each is locked first, in the order of the key, so that nobody changes it or comes to point to it any more.
+Locks: with p_lock the rows (for update). Errors: what the expressions of the key raise.';
+
+comment on function routeledger._rank_leaf(p_plan jsonb, p_leaf regclass) is
+'Says of a whole leaf which rows go and which stays for each of them, as _rank_duplicates(), while nobody writes it: in one pass that carries no more than the key and the terms, and a second over the keys in which the terms do not decide.
+Locks: none (access share). Errors: what the expressions of the key raise.';
+
+comment on function routeledger._count_references(p_table regclass, p_leaf regclass, p_gone tid[]) is
+'Counts, for each foreign key, the rows that point to rows of a leaf and do not go themselves.
+Locks: none (access share). Errors: 42501 for a table that the caller may not read.';
+
+comment on function routeledger._repoint(p_plan jsonb, p_table regclass, p_leaf regclass, p_gone tid[], p_kept tid[], p_triggers text, p_repair_id bigint) is
+'Makes every row that points to a row that goes point to the one that stays for it, and keeps it as it was and as it is. Returns how many rows that were.
+Locks: the rows (for update), table by table in the order of their names. Errors: RL309 (triggers), RL313, and what the tables raise.';
+
+comment on function routeledger._collapse_rows(p_plan jsonb, p_table regclass, p_leaf regclass, p_gone tid[], p_kept tid[], p_children text, p_triggers text, p_repair_id bigint, p_whole boolean) is
+'Collapses rows of a leaf: p_gone[i] goes and p_kept[i] stays for it. What points to a row that goes is made to point to the one that stays, and images are kept of all of them. It is proved that as many are gone as had to go, and that the image of each has the key of the image of the one that stayed for it, which is there. p_whole: no other row of the table goes in this repair. Nobody may change these rows, or come to point to them, meanwhile.
+Locks: the rows that point to them (for update). Errors: RL309 (children, self_reference, triggers), RL313, and what the tables raise.';
+
+comment on function routeledger._survey_unique(p_plan jsonb, p_table regclass, p_lock_timeout interval, p_attempts integer) is
+'Looks, without a lock, at what it would take to make the key unique: rows, keys with duplicates, rows to remove, what points to them, which triggers would fire. Leaves that have their index already are not looked at.
+Locks: access share; whoever alters the table is waited for as long as p_attempts waits of p_lock_timeout come to. Errors: 55P03, 42501, what the expressions of the key raise.';
+
+comment on function routeledger._unique_refusal(p_survey jsonb, p_keep text, p_children text, p_triggers text) is
+'Returns why the rows that a survey found cannot be collapsed as asked, or null.
+Locks: none. Errors: none.';
+
+comment on function routeledger._hidden_rows(p_table regclass) is
+'Says of which table row-level security would hide rows from the caller: of the table or of one that points to it.
+Locks: none. Errors: none.';
+
+comment on function routeledger._image_of_index(p_index oid, p_definition text) is
+'Returns what the history keeps of an index, null when there is none.
+Locks: where its definition is not given, access share on its table for a moment. Errors: none.';
+
+comment on function routeledger._note_duplicates(p_repair_id bigint, p_leaf regclass, p_key_nos bigint[], p_places tid[]) is
+'Notes duplicates that an open repair has found: their places, and the number of the key of each.
+Locks: the repair''s row. Errors: RL206, 42501.';
+
+comment on function routeledger._take_duplicates(p_repair_id bigint, p_limit integer) is
+'Takes the next duplicates of one leaf that an open repair has noted, in the order of the key: at most p_limit, of whole keys; of a key that has more than that, p_limit, and its number is `split`. Only leaves of the repair''s table are taken: what was noted of a partition that is gone, or of any other table, is forgotten.
+Locks: the repair''s row. Errors: RL206, 42501.';
+
+comment on function routeledger._open_collapse(p_table regclass, p_name text) is
+'Returns the open repair that collapses this table for this unique index and that the calling role itself has opened (what another role wrote into its own is not relied on), null when there is none, or when the columns of a table it has images of have changed since.
+Locks: none. Errors: none.';
+
+comment on function routeledger._close_collapse(p_repair_id bigint, p_before bigint, p_after bigint, p_details jsonb) is
+'Closes a repair of a collapse with what its images hold; before and after are the rows of the table, or null when others wrote meanwhile. Returns how many rows were removed.
+Locks: the repair''s row. Errors: RL206, RL313, 42501.';
+
+comment on function routeledger.collapse_duplicates(p_table regclass, p_columns text[], p_keep text, p_nulls text, p_where text, p_children text, p_triggers text, p_reason text, p_limit integer, p_repair_id bigint) is
+'Removes, in one transaction, at most p_limit of the rows that stand in the way of a unique key: of each key the row stays that wins by p_keep, as ensure_unique() has it. Call it again, each call in its own transaction and with the repair_id it returned, until remaining is false; it can be broken off anywhere and be gone on with. remaining is false when the whole table was looked at and no duplicate was found. Writers are never kept waiting but for the rows at hand; what they do meanwhile is seen in the next round. Afterwards nothing yet prevents new duplicates: that is what the unique index is for.
+Locks: the rows of a batch (for update) in the order of the key, then those that point to them. Errors: RL101, RL102, RL103, RL108, RL114, RL116, RL117, RL118, RL206, RL309 (not_owner, read_only, partition_key, foreign_partition, row_security, sentinel, children, self_reference, triggers), RL313, and what the table raises.';
+
+comment on function routeledger._fence_sql(p_plan jsonb, p_table regclass) is
+'Returns the command that makes the fence: a unique index of the same key over the rows that are still to come. Null where there is one already, the table is partitioned or empty, or its primary key does not grow.
+Locks: none (access share). Errors: none.';
+
+comment on function routeledger._renote_index(p_table regclass, p_name text, p_index regclass) is
+'Notes the index of that name once more in the last repair that was made for it, after it was renamed or attached, so that undoing the repair takes away what is there now.
+Locks: the repair''s row. Errors: 42501.';
+
+comment on function routeledger._settle_unique(p_table regclass, p_name text, p_index regclass, p_action text, p_before jsonb, p_label text, p_repair_id bigint, p_rows_before bigint, p_rows_after bigint) is
+'Notes in the history what has been done for a unique index, and in the repair that made it possible, which is closed when it is still open. Returns what to add to the detail of the answer: change_id, repair_id, removed.
+Locks: the repair''s row. Errors: RL206, RL313, 42501.';
+
+comment on function routeledger._unique_fault(p_name text, p_label text, p_children text, p_triggers text, p_reason text, p_lock_timeout interval, p_attempts integer) is
+'Returns the fault of what ensure_unique() and unique_step() are told beside what _unique_plan() looks at, or null.
+Locks: none. Errors: none.';
+
+comment on function routeledger._collapse_and_build(p_plan jsonb, p_table regclass, p_children text, p_triggers text, p_reason text, p_label text, p_lock_timeout interval, p_attempts integer) is
+'Collapses all duplicates of a table and makes its unique index, or neither, in the caller''s transaction. Returns what to add to the detail of the answer.
+Locks: share row exclusive on the table and its partitions (writers wait, readers do not); the duplicates; what points to them. Errors: RL309 (duplicates, sentinel, children, self_reference, triggers), RL313, 55P03, and what the tables raise.';
+
+comment on function routeledger.ensure_unique(p_table regclass, p_name text, p_columns text[], p_keep text, p_nulls text, p_where text, p_form text, p_children text, p_triggers text, p_reason text, p_label text, p_lock_timeout interval, p_attempts integer, p_strict boolean, p_dry_run boolean) is
+'Brings a table to hold this unique index, or constraint, under this name, whatever stands in the way, in one transaction for each step, and says what it found and did. `unchanged`: there, valid, and ON CONFLICT can use it, under this name or another (detail.name_found); no lock was taken on the table. `created`: now there; the duplicates were collapsed, each key to the row that p_keep lets win. `replaced`: it took the place of another index or constraint of its name; `validated`: the index has become the constraint asked for. `pending`: what a broken build had left behind is gone, and the index is made by the next call. `refused`: nothing was changed, for the reason given. Where next is not null, the same call in a new transaction goes on.
+p_columns: columns, or expressions with or without a COLLATE. p_keep: `latest at, greatest n, first seen_at`, as in upsert() but without sum; between equals the greater row stays; null: duplicates are refused. p_nulls `distinct`: NULLs are never equal. p_where makes it partial. p_form `constraint` is for plain columns. p_children `repoint`: rows that point to a row that goes are made to point to the one that stays. p_triggers `fire`: the triggers of the rows that go, or are repointed, may run. Every row that goes, stays for another or is repointed is kept under detail.repair_id, and undo_repair() puts all of it back. Reasons for a refusal: duplicates, children, triggers, sentinel (NULL and the literal that stands for it meet in one key), self_reference, collision (a row that was repointed met a constraint of its own table), referenced, replica_identity, inherited, name_taken, partition_key, partitioned_constraint, foreign_partition, row_security, not_owner, read_only. With p_strict a refusal is an error.
+Locks: none when unchanged. Otherwise the advisory lock of (table, index); access share for a first look; then share row exclusive on the table and its partitions while rows are collapsed and the index is built (readers go on), or, in a step of its own, access exclusive for the moment it takes to drop, rename or attach; each waiting at most p_lock_timeout, p_attempts times. Errors: RL101, RL102, RL103, RL108, RL114, RL116, RL117, RL118, RL309, RL313, 55P03, 42501.';
+
+comment on function routeledger.unique_step(p_table regclass, p_name text, p_columns text[], p_keep text, p_nulls text, p_where text, p_form text, p_children text, p_triggers text, p_reason text, p_label text, p_lock_timeout interval, p_attempts integer, p_strict boolean, p_state jsonb) is
+'Says what to run next so that a table comes to hold a unique index while others write it, and does nothing else itself but keep the books. Call it on a session of your own, outside a transaction, until action is `done` or `refused`. At `run` run command, outside a transaction, and where state has "lock_timeout": true with that lock_timeout; at `collapse` likewise: it is one batch of duplicates, collapsed and committed; at `wait` somebody else is at this index: ask again in a moment. Each time hand back state with `last`: {"action", "command", "row": the first row it returned, as an object, or null, "error": null or {"sqlstate", "message", "detail", "constraint"}}. Errors to hand back are those of class 23, RL309, 55P03, 40P01 and 40001; raise the others. What comes next is found in the catalogue each time, so whoever is broken off, or has lost state, begins again with {}; the same role goes on with the repair it had opened, another opens one of its own.
+The way: what a broken build left behind is dropped concurrently; where there are duplicates and the primary key grows (one column: integer, bigint, timestamptz, uuid version 7) a fence, a unique index over the rows to come, keeps new duplicates among those out; duplicates are collapsed in batches, under one repair; the index is built concurrently, of a partitioned table leaf by leaf. A build that meets a duplicate is dropped and the collapse goes on, five times, then ensure_unique() does it with writers waiting. Then the index is attached, or takes the place of another, and the fence is dropped. While an index is built, INSERT ... ON CONFLICT over another unique index of the table may fail with 23505: repeat it.
+The parameters are those of ensure_unique().
+Locks: for the session, until done or refused, the advisory lock _online_key(). Errors: RL107, and as ensure_unique(), with p_strict RL309 too.';
+
+comment on function routeledger._table_meant(p_table text, p_path text) is
+'Returns the schema and the name of the table that a text means to a session of this search_path: those of the table that there is, else those that are written, and the first schema of the path where none is.
+Locks: none. Errors: RL101, RL108, RL117.';
+
+comment on function routeledger._declarations(p_schema text, p_table text, p_name text) is
+'Returns what is declared, all of it or for one table or one name, each with the table as it is now (null: there is none), and whether it counts: whether the role that declared it may alter the table, or is an admin.
+Locks: none. Errors: none.';
+
+comment on function routeledger._options_fault(p_kind text, p_options jsonb) is
+'Returns the fault of the options of a declaration, null when there is none: which there are depends on the kind.
+Locks: none. Errors: none.';
+
+comment on function routeledger._declaration_fault(p_name text, p_kind text, p_predicate text, p_columns text[], p_options jsonb) is
+'Returns the fault of a declaration (p_kind null: of taking one away), null when there is none.
+Locks: none. Errors: none.';
+
+comment on function routeledger._store_declaration(p_schema text, p_table text, p_name text, p_kind text, p_predicate text, p_columns text[], p_options jsonb) is
+'Writes a declaration, or takes it away (p_kind null), for an admin, or who has the rights of the owner of the table; of a table that there is not yet, who may create it. Returns whether that changed what is declared.
+Locks: the row. Errors: RL101, RL102, RL103, RL107, RL108, RL117, 42501.';
+
+comment on function routeledger._declare_constraint(p_table text, p_name text, p_kind text, p_predicate text, p_columns text[], p_options jsonb, p_path text) is
+'Does what declare_constraint() and undeclare_constraint() (p_kind null) do for a session of this search_path.
+Locks: the declaration. Errors: RL101, RL102, RL103, RL107, RL108, RL113, RL116, RL117, 42501.';
+
+comment on function routeledger.declare_constraint(p_table text, p_name text, p_kind text, p_predicate text, p_columns text[], p_options jsonb) is
+'Declares that a table is to hold a constraint of this name: nothing is done to the table. p_kind is `check` (with p_predicate), `unique` (with p_columns: columns or expressions) or `not_null` (with one column). p_options are the other parameters of ensure_check(), ensure_unique() or ensure_not_null(), without p_. The table need not exist yet; where it does the predicate is read at once. Returns true when the declaration is new or another one than before.
+Locks: the declaration. Errors: RL101, RL102, RL103, RL107, RL108, RL113, RL116, RL117, 42501.';
+
+comment on function routeledger.undeclare_constraint(p_table text, p_name text) is
+'Takes a declaration away; the constraint stays as it is. Returns whether there was one. Those of routeledger itself cannot be taken away.
+Locks: the declaration. Errors: RL101, RL108, RL117, 42501.';
+
+comment on function routeledger._declarations_meant(p_table text, p_name text, p_path text) is
+'Returns the declarations that a caller asks for, by table, by name, or all, for a session of this search_path.
+Locks: none. Errors: RL101, RL108, RL117, RL207.';
+
+comment on function routeledger._state_of_check(p_relation regclass, p_name text, p_predicate text, p_options jsonb) is
+'Compares one declared CHECK with the one that is there: "state", "declared", "found", "detail".
+Locks: none. Errors: RL116.';
+
+comment on function routeledger._state_of_not_null(p_relation regclass, p_name text, p_column text) is
+'Compares one declared NOT NULL with the column: "state", "declared", "found", "detail".
+Locks: none that is kept. Errors: RL113.';
+
+comment on function routeledger._constraint_states(p_table text, p_name text, p_path text) is
+'Returns what constraint_states() returns to a session of this search_path.
+Locks: none that is kept. Errors: RL101, RL108, RL117, RL207.';
+
+comment on function routeledger.constraint_states(p_table text, p_name text) is
+'Compares what is declared with what there is, and says for each constraint: `unchanged`, `missing`, `different`, `not_valid`, `not_enforced`, `function_changed` (a function it calls does something else than when the constraint was put there), `invalid_index`, `table_missing`, or `unknown` (with the reason in detail: a session that may make no temporary table, a predicate that no longer suits the table, `declared_by_other` where the role that declared it may not alter the table: its owner declares it again). declared and found are the two texts as PostgreSQL prints them. detail.declaration is what was declared. Each predicate is parsed on a temporary table that is rolled back: ask as often as you look, not in a loop.
+Locks: none that is kept. Errors: RL101, RL108, RL117, RL207.';
+
+comment on function routeledger._ensure_declared(p_one jsonb, p_dry_run boolean, p_only_validate boolean) is
+'Does the next step of one declaration (a row of _declarations_meant()), or says what it would be, and returns the row that ensure_check(), ensure_unique() or ensure_not_null() gives, or "error". Nothing that goes wrong leaves it as an error. With p_only_validate nothing is put in the place of anything: what is not there as declared is refused.
+Locks: those of the routine it calls. Errors: none.';
+
+comment on function routeledger._plan_constraints(p_table text, p_name text, p_path text) is
+'Returns what plan_constraints() returns to a session of this search_path.
+Locks: none that is kept. Errors: RL101, RL108, RL117, RL207.';
+
+comment on function routeledger.plan_constraints(p_table text, p_name text) is
+'Says what apply_constraints() would do first for each declared constraint, and changes nothing: the row that ensure_check(), ensure_unique() or ensure_not_null() gives in a dry run, with the rows that violate it counted. What fails is `refused` for the reason `error`, with the error in detail.
+Locks: none that is kept. Errors: RL101, RL108, RL117, RL207.';
+
+comment on function routeledger._begin_apply(p_table text, p_name text, p_only_validate boolean, p_path text) is
+'Returns what apply_constraints() has to do, as the state that _apply_step() takes: "todo", "results", "at", "only_validate".
+Locks: none. Errors: RL101, RL108, RL117, RL207.';
+
+comment on function routeledger._apply_step(p_state jsonb) is
+'Does one thing for apply_constraints(), which commits after each: takes the session''s lock of a constraint, or waits a moment for it; does a step; or gives the lock back, which is only done when the last step has been committed. Returns the state for the next call; and, when all is done, the results.
+Locks: a session''s advisory lock of (table, constraint), given back in a later call; those of the step. Errors: 57014.';
+
+comment on procedure routeledger.apply_constraints is
+'Brings about what is declared, constraint by constraint, and commits after each step: a change, then, in a transaction of its own, the look at the old rows, until there is no next step. One that fails does not stop the others. Of several who call it at the same time one does the work, and the others see `unchanged`. A NOTICE tells of each step. p_only_validate validates what is there as declared, and puts nothing in the place of anything. p_results returns an array of one object a constraint: target, name, kind, what its last step returned, found (what its first step found), steps (the outcome of each), and error (null, or code, message, detail and hint). Call it outside a transaction block. The functions in a predicate run with the rights of whoever calls; what another role has declared is refused (`code_of_others`) where it calls what belongs to a role that has not these rights already: the one that declared it applies it.
+Locks: for each constraint a session''s advisory lock, given back at its end; those of ensure_check(), ensure_unique(), ensure_not_null(). Errors: RL101, RL108, RL117, RL207, 2D000 in a transaction block, 57014 when it is cancelled.';
+
+comment on function routeledger._path_with_temp(p_path text) is
+'Returns a search_path fit to run statements on behalf of the caller: the caller''s, with temporary objects last unless it places them itself.
+Locks: none. Errors: none.';
+
+comment on function routeledger._table_named(p_name text) is
+'Returns the ordinary or partitioned table of that name, null when there is none: a view of the same name is none.
+Locks: none. Errors: none.';
+
+comment on function routeledger._rows_of(p_table regclass) is
+'Returns how statements name the rows of one table: partitions belong to it, tables that inherit from it do not.
+Locks: none. Errors: none.';
+
+comment on function routeledger._written_columns(p_target regclass, p_columns jsonb) is
+'Compares the columns of an image with those that its table has now. names: the columns to write (those that are generated follow from them). lost: columns that are gone, of another type, or generated now. added: columns that the image does not know.
+Locks: none. Errors: none.';
+
+comment on function routeledger._listed(p_names text[], p_alias text) is
+'Returns columns as a comma-separated list, quoted, each written alias.column where an alias is given.
+Locks: none. Errors: none.';
+
+comment on function routeledger._key_of(p_target regclass, p_columns jsonb) is
+'Returns the columns of a table''s primary key when all of them are among those given, else null.
+Locks: none. Errors: none.';
+
+comment on function routeledger._same_key(p_target regclass, p_columns jsonb, p_left text, p_right text) is
+'Returns the condition under which two rows have the same primary key, as its index compares them, or null when the table has none over the columns given.
+Locks: none. Errors: none.';
+
+comment on function routeledger._net_image(p_net text, p_target regclass, p_image text, p_prefix text, p_columns jsonb) is
+'Writes the net differences of an image into a new temporary table of the same columns, or returns false when the image holds no row twice and is the net itself. A collapse in many steps may touch a row more than once: its first state and its last one count, and that it was kept counts only where it was not touched otherwise. A row that somebody else changed between two steps is marked `broken`.
+Locks: none. Errors: none.';
+
+comment on function routeledger._locate(p_work text, p_n integer, p_target regclass, p_image text, p_prefix text, p_columns jsonb, p_names text[], p_whats text[]) is
+'Finds the rows that an image speaks of (those that p_whats names) among the rows of its table, and writes each into p_work: where it is, and whether it is the `same` byte for byte, `changed` (same primary key) or `gone`. Without a primary key equal rows are paired one to one, and a row that changed is gone.
+Locks: none. Errors: none.';
+
+comment on function routeledger._differences(p_one text, p_other text) is
+'Counts the pairs in which two queries of one record `r` each differ, byte for byte, when both are put in order: 0 when they return the same rows, each as often.
+Locks: none. Errors: none.';
+
+comment on function routeledger._references_to(p_target regclass, p_work text, p_n integer) is
+'Returns the rows that refer by a foreign key to rows of a table that are about to go, as a JSON array of constraint, table and number of rows. Rows that go themselves do not count.
+Locks: none. Errors: none.';
+
+comment on function routeledger._triggers_of(p_target regclass) is
+'Returns the names of the triggers on a table that are not the server''s own, as a JSON array.
+Locks: none. Errors: none.';
+
+comment on function routeledger._index_state(p_target regclass, p_index jsonb) is
+'Says whether the index of a repair stands as the repair noted it: `same`, `other` (another definition or another table), `none`.
+Locks: none. Errors: none.';
+
+comment on function routeledger._index_statements(p_target regclass, p_index jsonb, p_create boolean) is
+'Returns the statements that take the index of a repair away, or that make it again, with its constraint and its comments where it had them.
+Locks: none. Errors: none.';
+
+comment on function routeledger._image_fault(p_role name, p_target regclass, p_image text, p_prefix text) is
+'Says why the images of a repair are not to be trusted with a table, null when nothing speaks against it: `owner_changed` (whoever owns it now may not read them), or `not_allowed` (the role that made the repair, p_role, may not itself write what its undo would write, so that it might have somebody else write it).
+Locks: none. Errors: none.';
+
+comment on function routeledger._suspended_checks(p_target regclass, p_image text, p_prefix text) is
+'Returns the constraints of a table that are NOT VALID and that rows which an undo puts back would violate: such a constraint has let the same rows be before. An array of {"table", "constraint", "drop": statement, "add": [statements]}; empty where the caller may not alter the table, which then refuses the rows itself.
+Locks: none. Errors: those of the predicates.';
+
+comment on function routeledger._undo(p_id bigint, p_force boolean, p_reason text, p_dry_run boolean, p_path text) is
+'Undoes a repair; see undo_repair(). Runs with the privileges of whoever calls it; triggers and defaults of the tables see p_path.
+Locks: the advisory lock of the repair, then its tables. Errors: as undo_repair().';
+
+comment on function routeledger._undo_in_ledger(p_id bigint, p_force boolean, p_reason text, p_dry_run boolean) is
+'Undoes a repair of the ledger''s own tables, with the privileges of their owner; for admins. A role that is bound to tenants undoes its own repairs only.
+Locks: as _undo(). Errors: as undo_repair(), RL110, 42501.';
+
+comment on function routeledger._undo_repair(p_id bigint, p_force boolean, p_reason text, p_dry_run boolean, p_path text) is
+'Checks the arguments of undo_repair() and lets the right role do it.
+Locks: as _undo(). Errors: as undo_repair().';
+
+comment on function routeledger.undo_repair(p_id bigint, p_force boolean, p_reason text, p_dry_run boolean) is
+'Takes a repair back: rows that it removed are restored byte for byte, rows that it changed are what they were, rows that it added are gone, and so is the index that it made possible; or nothing is done at all. The undo is a repair itself (repair_id): its own undo repeats the first one, the index included.
+Where rows have changed since, RL310 lists them (at most 20, and how many there are); p_force, for admins, overwrites them, and their images are kept too. With p_dry_run nothing is changed: the row says what would be done, and what is in the way. conflicts has the reason of each: changed, gone, taken (the key is in use again), index_changed, columns_added, owner_changed (whoever owns the table now may not read the images), not_allowed (the role that made the repair may not write what its undo would write), and what cannot be forced: columns_changed, table_missing, referenced, refused (by a constraint of the table). Generated columns follow by themselves. A constraint that is NOT VALID and lets rows be that violated it before it came lets them come back too, where the caller owns the table: it is taken off and put back within the same transaction, as the details of the undo say (suspended).
+Locks: the advisory lock of the repair, then its tables (share row exclusive; access exclusive where its index goes or a constraint is taken off or comes back), for each at most 1 second, ten times; for rows at most 10 seconds. Errors: RL101, RL108, RL110, RL206, RL310, RL311, RL312, RL313, 42501, 55P03, and what triggers of the tables raise.';
+
+comment on function routeledger.show_repair(p_id bigint, p_limit integer) is
+'Shows the rows of a repair as text, at most p_limit: what was removed, added or kept, then what was changed (before and after), table by table.
+Locks: none. Errors: RL101, RL103, RL110, RL206, RL311, 42501.';
+
+comment on function routeledger._orphan_columns(p_outcomes regclass, p_inferences regclass, p_given jsonb) is
+'Reads which columns of two tables play which part: what p_given says (null: none), else the first usual name that the table has. Returns {"outcome": {part: column}, "inference": {part: column}} with the parts that have a column.
+Locks: none. Errors: RL107, RL113.';
+
+comment on function routeledger._check_types(p_outcomes regclass, p_inferences regclass, p_columns jsonb) is
+'Makes sure that times and costs of both tables can be compared: times are timestamps, all with or all without a time zone, and costs are numbers.
+Locks: none. Errors: RL113.';
+
+comment on function routeledger._repair_orphans(p_outcomes regclass, p_inferences regclass, p_columns jsonb, p_window interval, p_dry_run boolean, p_stuck_after interval, p_tenants text[], p_own boolean, p_reason text, p_path text) is
+'Matches orphans and closes what is stuck; see repair_orphans_in(). In the ledger''s own tables (p_own) only a decision that is over is an orphan, its inference must have ended as it did, and what is in flight is left to the reaper.
+Locks: share row exclusive on the outcomes, then on the inferences. Errors: as repair_orphans_in().';
+
+comment on function routeledger.repair_orphans_in(p_outcomes regclass, p_inferences regclass, p_columns jsonb, p_window interval, p_dry_run boolean, p_stuck_after interval, p_reason text) is
+'Links decisions that chose a model and lost their inference to it, in any two tables of the caller''s, and closes inferences that are stuck. One row for each case: what was done (or would be: p_dry_run), `link`, `close` or `leave`, and why.
+An outcome with a model and without an inference is matched to the inferences that no outcome has, of the same tenant, agent and model (as far as both tables have them), at most p_window away, and of the same cost where both are known. It is linked only where each is the only match of the other: only_match. The rest is left alone: no_match, cost_differs, several_inferences, several_outcomes, inference_in_flight. Outcomes of the rule no_candidate_clears_floor, with an override, or (where there is a status) still without one, are no orphans. With p_stuck_after, inferences that have been `routed` for longer are closed: failed, error_type abandoned, and a message. p_columns says which column is which, {"outcome": {part: name}, "inference": {part: name}}, where it is not the usual name; null means none. Parts of an outcome: id, tenant, agent, model, inference, at, cost, rule, override, status; of an inference: id, tenant, agent, model, at, cost, status, decision (the outcome it was made for), since (routed since; else at), error_type, error_message, completed_at. The repair (repair_id) can be undone.
+Locks: share row exclusive on the outcomes, then on the inferences (each at most 1 second, ten times); none in a dry run. Errors: RL101, RL103, RL107, RL108, RL113, RL117, RL313, 42501, 55P03, and what the tables and their triggers raise.';
+
+comment on function routeledger.repair_orphans(p_window interval, p_dry_run boolean, p_stuck_after interval, p_tenant_id text, p_reason text) is
+'Does the same in the ledger itself, whose rows may come from an import: a decision that is closed, chose a model and is linked to nothing gets the attempt of its own that ended as it did, within p_window of its end, if there is exactly one. With p_stuck_after, attempts `routed` for longer are closed where their decision is closed or gone; those of a decision in flight are the reaper''s. For admins; a role that is bound to tenants repairs theirs only.
+Locks: share row exclusive on routing_outcomes, then on inferences; none in a dry run. Errors: RL101, RL103, RL108, RL110, RL313, 55P03.';
+
+comment on function routeledger._changes_to_undo(p_table regclass, p_name text, p_label text) is
+'Finds what undo_constraint() is to undo: "changes", those of a constraint that are not undone, oldest first, under one label, else the last one that put something in place, took it away or validated what it had found, with all that followed; "last", the last undo of it; "known", whether there ever was such a change, and its "kind". A change counts only if the role that made it may alter the table, because what it found will be executed.
+Locks: none. Errors: none.';
+
+comment on function routeledger._mark_changes_undone(p_table regclass, p_ids bigint[], p_undone_by bigint) is
+'Marks changes of a table''s constraints as undone by another. Only a role that may alter the table does so.
+Locks: the changes'' rows. Errors: 42501.';
+
+comment on function routeledger._live_index(p_table regclass, p_name text) is
+'Returns the index of that name on a table as _describe_index() does, null when there is none.
+Locks: none. Errors: none.';
+
+comment on function routeledger._restore_index(p_table regclass, p_name text, p_before jsonb, p_repairs bigint[], p_lock_timeout interval, p_attempts integer, p_path text) is
+'Puts the unique index back that a change found, or takes away what it made where there was none; with p_rows `restore` the repairs of the changes are undone before that, the last one first. Returns the undos of the repairs.
+Locks: access exclusive on the table. Errors: RL208, 55P03, as undo_repair(), and what the table raises.';
+
+comment on function routeledger._undo_constraint(p_table regclass, p_name text, p_label text, p_rows text, p_lock_timeout interval, p_attempts integer, p_strict boolean, p_path text) is
+'Undoes changes of a constraint; see undo_constraint().
+Locks: as undo_constraint(). Errors: as undo_constraint().';
+
+comment on function routeledger.undo_constraint(p_table regclass, p_name text, p_label text, p_rows text, p_lock_timeout interval, p_attempts integer, p_strict boolean) is
+'Puts back what a change of a constraint found: the older predicate, the older index, or none. With p_label all changes under that label are undone together, else the last one; what only validated or found a constraint unchanged needs no undoing. An index that collapsed rows gives them back (p_rows `leave`: it only goes), or the call is refused when they have changed.
+Returns one row like ensure_check(): `created`, `replaced` (definition null: it is gone) or `unchanged`, and `refused` with not_owner, changed_since, images_dropped, duplicates, referenced or triggers. A CHECK that had been valid comes back NOT VALID; the same call in a new transaction validates it, while `next` says so.
+Locks: the advisory lock of (table, constraint), then access exclusive on the table, waiting at most p_lock_timeout, p_attempts times. Errors: RL101, RL102, RL103, RL108, RL117, RL208, RL309 (p_strict), 55P03, and what the table raises.';
+
 comment on function routeledger.maintain(p_ahead interval) is
-'Makes the partitions of today and of the time ahead (settings.partitions_ahead periods of settings.partition_width, or the interval given), so that no write has to. Safe to run at any time, from anywhere, as often as wanted. Returns what it made.
-Locks: share update exclusive on the ledger''s tables where one is missing. Errors: RL103.';
+'Makes the partitions of today and of the time ahead (settings.partitions_ahead periods of settings.partition_width, or the interval given), so that no write has to, and drops the row images of repairs that are older than settings.repair_retention. Safe to run at any time, from anywhere, as often as wanted. Returns what it made and dropped.
+Locks: share update exclusive on the ledger''s tables where a partition is missing; access exclusive on images that are dropped. Errors: RL103.';
