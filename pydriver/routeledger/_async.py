@@ -8,6 +8,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -32,7 +33,7 @@ from ._routines import Routine
 from ._upsert_async import AsyncUpsert, Rows
 from .errors import LedgerClosed, LedgerError, LedgerUnavailable, translate
 from .spool import DEFAULT_MAX_BYTES, ReplayReport, Spool
-from .types import Candidate, OutcomeStatus, RowResult
+from .types import Candidate, ConstraintKind, OutcomeStatus, RowResult
 
 if TYPE_CHECKING:
     from typing_extensions import LiteralString, Self
@@ -48,6 +49,7 @@ Next = Literal["policy", "hold", "give_up"]
 OnTie = Literal["greatest_row", "replace", "keep"]
 TrafficClass = Literal["production", "shadow", "synthetic", "replay"]
 OnLedgerError = Literal["raise", "spool"]
+IfViolated = Literal["refuse", "add_not_valid"]
 Conn = AsyncConnection[Any]
 
 logger = logging.getLogger("routeledger")
@@ -55,6 +57,9 @@ logger = logging.getLogger("routeledger")
 _FIRST_DELAY = 0.02
 _LONGEST_DELAY = 1.0
 _DOWN_FOR = 1.0
+_LOCK_TIMEOUT = timedelta(seconds=1)
+_WINDOW = timedelta(seconds=3)
+_MOST_STEPS = 100
 _COALESCED = frozenset(
     {
         "insert_decision",
@@ -749,6 +754,397 @@ class AsyncLedger:
         )
         return await upsert.run(rows, columns)
 
+    # -- constraints --
+
+    async def ensure_check(
+        self,
+        table: str,
+        name: str,
+        predicate: str,
+        *,
+        if_violated: IfViolated = "refuse",
+        no_inherit: bool = False,
+        also_drop: Sequence[str] = (),
+        label: str | None = None,
+        lock_timeout: timedelta = _LOCK_TIMEOUT,
+        attempts: int = 10,
+        strict: bool = False,
+        dry_run: bool = False,
+        conn: Conn | None = None,
+    ) -> types.EnsureResult:
+        """Make a table have this CHECK, whatever it has under this name now, and see it validated.
+
+        What is there and what is declared are compared by Postgres itself; when they agree no lock
+        is taken. Otherwise one ALTER swaps them without an unprotected moment, and the rows are
+        validated in a transaction of its own, while readers and writers go on.
+
+        Args:
+            table: its name as SQL writes it, with its schema and quoted where that is needed.
+            name: of the constraint.
+            predicate: one boolean expression over the columns of the table.
+            if_violated: what to do when rows violate it: ``refuse``, or ``add_not_valid``, which
+                holds for what is written from now on, updates of the violating rows included.
+            no_inherit: leave the tables that inherit from this one alone.
+            also_drop: names of constraints that this one takes the place of, dropped by the same
+                ALTER.
+            label: names this change, so that `undo_constraint` can find it again.
+            lock_timeout: how long one try waits for the lock.
+            attempts: how often it is tried.
+            strict: raise `ConstraintRefused` where it would be refused.
+            dry_run: look, and change nothing.
+            conn: a connection of the caller's: one step in its transaction. `EnsureResult.next`
+                says whether the same call in a later transaction has something left to do; without
+                ``conn`` this method makes all of them.
+
+        Raises:
+            UnsuitablePredicate: it is not one expression, or means something else in another
+                session.
+            UnsuitableTable: this is no table that can have it.
+            LedgerBusy: the lock could not be had (55P03); ``detail`` says who holds it.
+        """
+        params = {
+            "table": table,
+            "name": name,
+            "predicate": predicate,
+            "if_violated": if_violated,
+            "no_inherit": no_inherit,
+            "also_drop": list(also_drop),
+            "label": label,
+            "lock_timeout": lock_timeout,
+            "attempts": attempts,
+            "strict": strict,
+            "dry_run": dry_run,
+        }
+        return await self._ensure(_calls.ENSURE_CHECK, params, conn)
+
+    async def ensure_not_null(
+        self,
+        table: str,
+        column: str,
+        *,
+        name: str | None = None,
+        if_violated: IfViolated = "refuse",
+        label: str | None = None,
+        lock_timeout: timedelta = _LOCK_TIMEOUT,
+        attempts: int = 10,
+        strict: bool = False,
+        dry_run: bool = False,
+        conn: Conn | None = None,
+    ) -> types.EnsureResult:
+        """Make a column NOT NULL without a scan of the table under a lock; see `ensure_check`."""
+        params = {
+            "table": table,
+            "column": column,
+            "name": name,
+            "if_violated": if_violated,
+            "label": label,
+            "lock_timeout": lock_timeout,
+            "attempts": attempts,
+            "strict": strict,
+            "dry_run": dry_run,
+        }
+        return await self._ensure(_calls.ENSURE_NOT_NULL, params, conn)
+
+    async def ensure_unique(
+        self,
+        table: str,
+        name: str,
+        columns: Sequence[str],
+        *,
+        keep: str | None = None,
+        nulls: Literal["distinct", "not_distinct"] = "distinct",
+        where: str | None = None,
+        form: Literal["index", "constraint"] = "index",
+        children: Literal["refuse", "repoint"] = "refuse",
+        triggers: Literal["refuse", "fire"] = "refuse",
+        reason: str | None = None,
+        label: str | None = None,
+        lock_timeout: timedelta = _LOCK_TIMEOUT,
+        attempts: int = 10,
+        strict: bool = False,
+        dry_run: bool = False,
+        conn: Conn | None = None,
+    ) -> types.EnsureResult:
+        """Make these columns a unique key, so that ON CONFLICT works, collapsing duplicates first.
+
+        Writers wait while duplicates are collapsed and the index is built; readers go on. For large
+        tables see `routeledger.constraints.ensure_unique_online`. Every removed row is kept, and
+        `undo_repair` puts it back.
+
+        Args:
+            table: its name as SQL writes it.
+            name: of the index, and of the constraint if it is to be one.
+            columns: names or expressions, each once.
+            keep: which of the rows of a key stays, in the words of `upsert`: ``latest updated_at``,
+                ``greatest n`` …; without it duplicates refuse.
+            nulls: whether two NULLs are two keys (``distinct``) or one.
+            where: the predicate of a partial index.
+            form: ``index``, which is all that ON CONFLICT needs, or ``constraint``.
+            children: where foreign keys reference rows that would be removed: ``refuse``, or
+                ``repoint`` the children to the row that stays.
+            triggers: where triggers of the table would fire: ``refuse``, or let them ``fire``.
+            reason: kept with the repair.
+            label, lock_timeout, attempts, strict, dry_run, conn: see `ensure_check`.
+
+        Raises:
+            UnsuitableColumns: they cannot be a unique key.
+            UnsuitablePrecedence: `keep` cannot be read.
+            LedgerBusy: the lock could not be had (55P03); ``detail`` says who holds it.
+        """
+        params = {
+            "table": table,
+            "name": name,
+            "columns": list(columns),
+            "keep": keep,
+            "nulls": nulls,
+            "where": where,
+            "form": form,
+            "children": children,
+            "triggers": triggers,
+            "reason": reason,
+            "label": label,
+            "lock_timeout": lock_timeout,
+            "attempts": attempts,
+            "strict": strict,
+            "dry_run": dry_run,
+        }
+        return await self._ensure(_calls.ENSURE_UNIQUE, params, conn)
+
+    async def undo_constraint(
+        self,
+        table: str,
+        name: str,
+        *,
+        label: str | None = None,
+        rows: Literal["restore", "leave"] = "restore",
+        lock_timeout: timedelta = _LOCK_TIMEOUT,
+        attempts: int = 10,
+        strict: bool = False,
+        conn: Conn | None = None,
+    ) -> types.EnsureResult:
+        """Put back what the last change of a constraint, or the one with this label, found.
+
+        Args:
+            table: its name as SQL writes it.
+            name: of the constraint or index.
+            label: that of the change.
+            rows: whether rows that were collapsed come back too, or are left away.
+            lock_timeout, attempts, strict, conn: see `ensure_check`.
+
+        Raises:
+            ChangeNotFound: there is no such change to undo.
+            ChangedSince: rows of the repair have changed since.
+        """
+        params = {
+            "table": table,
+            "name": name,
+            "label": label,
+            "rows": rows,
+            "lock_timeout": lock_timeout,
+            "attempts": attempts,
+            "strict": strict,
+        }
+        return await self._ensure(_calls.UNDO_CONSTRAINT, params, conn)
+
+    async def declare_constraint(
+        self,
+        table: str,
+        name: str,
+        kind: ConstraintKind,
+        *,
+        predicate: str | None = None,
+        columns: Sequence[str] | None = None,
+        options: Mapping[str, Any] | None = None,
+        conn: Conn | None = None,
+    ) -> bool:
+        """Keep the declaration of a constraint, for `apply_constraints`; True when it is new.
+
+        Args:
+            table: its name as SQL writes it; it need not exist yet.
+            name: of the constraint.
+            kind: ``check`` (with `predicate`), ``not_null`` or ``unique`` (with `columns`).
+            predicate: of a CHECK.
+            columns: of a unique key, or the one that is not null.
+            options: the other parameters of `ensure_check`, `ensure_not_null` or `ensure_unique`.
+            conn: a connection of the caller's, which is not committed.
+        """
+        params = {
+            "table": table,
+            "name": name,
+            "kind": kind,
+            "predicate": predicate,
+            "columns": None if columns is None else list(columns),
+            "options": _codec.dumps(options or {}),
+        }
+        return bool((await self._query(_calls.DECLARE_CONSTRAINT, params, conn))[0][0])
+
+    async def undeclare_constraint(
+        self, table: str, name: str, *, conn: Conn | None = None
+    ) -> bool:
+        """Forget a declaration; the constraint itself stays. True when there was one."""
+        params = {"table": table, "name": name}
+        return bool((await self._query(_calls.UNDECLARE_CONSTRAINT, params, conn))[0][0])
+
+    async def constraint_states(
+        self, table: str | None = None, name: str | None = None, *, conn: Conn | None = None
+    ) -> list[types.ConstraintState]:
+        """What is declared beside what is live; takes no lock on the tables."""
+        records = await self._query(_calls.CONSTRAINT_STATES, {"table": table, "name": name}, conn)
+        return [types.ConstraintState(*r) for r in records]
+
+    async def plan_constraints(
+        self, table: str | None = None, name: str | None = None, *, conn: Conn | None = None
+    ) -> list[types.PlannedConstraint]:
+        """What `apply_constraints` would do first; changes nothing."""
+        records = await self._query(_calls.PLAN_CONSTRAINTS, {"table": table, "name": name}, conn)
+        return [types.PlannedConstraint(*r) for r in records]
+
+    async def apply_constraints(
+        self,
+        table: str | None = None,
+        name: str | None = None,
+        *,
+        only_validate: bool = False,
+        conn: Conn | None = None,
+    ) -> list[dict[str, Any]]:
+        """Make the declared constraints true, each step in a transaction of its own.
+
+        Args:
+            table: only those of this table.
+            name: only this one.
+            only_validate: add and replace nothing, only validate what is there and not valid.
+            conn: a connection of the caller's that is not inside a transaction.
+
+        Returns:
+            An object a constraint, with ``target``, ``name``, ``kind`` and the fields of
+            `EnsureResult`; one that failed does not keep the others from being applied.
+        """
+        params = {"table": table, "name": name, "only_validate": only_validate, "results": None}
+
+        async def work(conn: Conn) -> list[dict[str, Any]]:
+            borrowed = conn.autocommit
+            if not borrowed:
+                await conn.set_autocommit(True)  # the procedure commits
+            try:
+                async with conn.cursor(row_factory=tuple_row) as cursor:
+                    await cursor.execute(_calls.APPLY_CONSTRAINTS, params)
+                    record = await cursor.fetchone()
+                    return list(record[0] or ()) if record else []
+            finally:
+                if not borrowed and not conn.closed:
+                    await conn.set_autocommit(False)
+
+        if conn is None:
+            return await self._run(work)
+        try:
+            return await work(conn)
+        except psycopg.Error as exc:
+            raise translate(exc) from exc
+
+    # -- repairs --
+
+    async def repair_orphans(
+        self,
+        *,
+        window: timedelta = _WINDOW,
+        dry_run: bool = True,
+        stuck_after: timedelta | None = None,
+        tenant_id: str | None = None,
+        reason: str | None = None,
+        conn: Conn | None = None,
+    ) -> list[types.OrphanRepair]:
+        """Link outcomes without an inference to the inference that can only be theirs.
+
+        A pair is linked when each is the other's only match by tenant, agent, model, cost and time;
+        every other case is left and listed with the reason.
+
+        Args:
+            window: how far the two may be apart.
+            dry_run: list, and change nothing.
+            stuck_after: close inferences that have been under way for longer than this.
+            tenant_id: only this tenant's.
+            reason: kept with the repair.
+            conn: a connection of the caller's, which is not committed.
+        """
+        params = {
+            "window": window,
+            "dry_run": dry_run,
+            "stuck_after": stuck_after,
+            "tenant_id": tenant_id,
+            "reason": reason,
+        }
+        records = await self._query(_calls.REPAIR_ORPHANS, params, conn)
+        return [types.OrphanRepair(*r) for r in records]
+
+    async def repair_orphans_in(
+        self,
+        outcomes: str,
+        inferences: str,
+        *,
+        columns: Mapping[str, Mapping[str, str | None]] | None = None,
+        window: timedelta = _WINDOW,
+        dry_run: bool = True,
+        stuck_after: timedelta | None = None,
+        reason: str | None = None,
+        conn: Conn | None = None,
+    ) -> list[types.OrphanRepair]:
+        """`repair_orphans` for two tables of the caller's.
+
+        Args:
+            outcomes: the table of outcomes, as SQL writes its name.
+            inferences: the table of inferences.
+            columns: what the columns are called there: ``{"outcome": {"agent": "agent_name"}}``.
+            window, dry_run, stuck_after, reason, conn: see `repair_orphans`.
+        """
+        params = {
+            "outcomes": outcomes,
+            "inferences": inferences,
+            "columns": _codec.dumps(columns or {}),
+            "window": window,
+            "dry_run": dry_run,
+            "stuck_after": stuck_after,
+            "reason": reason,
+        }
+        records = await self._query(_calls.REPAIR_ORPHANS_IN, params, conn)
+        return [types.OrphanRepair(*r) for r in records]
+
+    async def undo_repair(
+        self,
+        id: int,
+        *,
+        force: bool = False,
+        reason: str | None = None,
+        dry_run: bool = False,
+        conn: Conn | None = None,
+    ) -> types.UndoneRepair:
+        """Put back, byte for byte, the rows that a repair removed or changed.
+
+        It is recorded as a repair itself, so undoing that does the repair again.
+
+        Args:
+            id: of the repair.
+            force: overwrite rows that have changed since; only for an admin.
+            reason: kept with the undoing.
+            dry_run: say what would be done, and change nothing.
+            conn: a connection of the caller's, which is not committed.
+
+        Raises:
+            RepairNotFound: there is no such repair.
+            ChangedSince: rows have changed since; ``detail`` lists them.
+            AlreadyUndone: it has been; also when this call was made again after a connection was
+                lost and the first try had got through.
+            ImagesDropped: the rows are past their retention.
+        """
+        params = {"id": id, "force": force, "reason": reason, "dry_run": dry_run}
+        return types.UndoneRepair(*(await self._query(_calls.UNDO_REPAIR, params, conn))[0])
+
+    async def show_repair(
+        self, id: int, *, limit: int = 100, conn: Conn | None = None
+    ) -> list[types.RepairRow]:
+        """The rows that a repair removed, changed, added and kept, at most `limit`."""
+        records = await self._query(_calls.SHOW_REPAIR, {"id": id, "limit": limit}, conn)
+        return [types.RepairRow(*r) for r in records]
+
     # -- upkeep --
 
     async def reap(
@@ -844,6 +1240,19 @@ class AsyncLedger:
             missing = [k for k in keys if row.get(k) is None]
             out.append({**row, **{k: self._ids() for k in missing}} if missing else row)
         return out
+
+    async def _ensure(
+        self, query: LiteralString, params: Mapping[str, Any], conn: Conn | None
+    ) -> types.EnsureResult:
+        """The same call in new transactions until nothing is left to do; one step on `conn`."""
+        results: list[types.EnsureResult] = []
+        while True:
+            results.append(types.EnsureResult(*(await self._query(query, params, conn))[0]))
+            last = results[-1]
+            once = conn is not None or params.get("dry_run", False)
+            if once or last.next is None or len(results) == _MOST_STEPS:
+                steps = tuple(result.outcome for result in results)
+                return replace(last, found=results[0].found, steps=steps)
 
     async def _submit(self, routine: Routine[T], row: Row, conn: Conn | None = None) -> T:
         if conn is None and self._coalescer is not None and routine.name in _COALESCED:

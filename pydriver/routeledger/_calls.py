@@ -219,6 +219,209 @@ UPSERT_SOURCE: Final[LiteralString] = "pg_temp._routeledger_rows"
 UPSERT_COPY: Final[LiteralString] = "copy pg_temp._routeledger_rows from stdin (format binary)"
 UPSERT_UNSTAGE: Final[LiteralString] = "drop table pg_temp._routeledger_rows"
 
+# -- constraints ----------------------------------------------------------------------------------
+
+ENSURE_CHECK: Final[LiteralString] = """
+select outcome, validated, violations, definition, found, reason, next, detail
+from routeledger.ensure_check(
+  p_table => %(table)s::regclass,
+  p_name => %(name)s::text,
+  p_predicate => %(predicate)s::text,
+  p_if_violated => %(if_violated)s::text,
+  p_no_inherit => %(no_inherit)s::boolean,
+  p_also_drop => %(also_drop)s::text[],
+  p_label => %(label)s::text,
+  p_lock_timeout => %(lock_timeout)s::interval,
+  p_attempts => %(attempts)s::integer,
+  p_strict => %(strict)s::boolean,
+  p_dry_run => %(dry_run)s::boolean)
+"""
+
+ENSURE_NOT_NULL: Final[LiteralString] = """
+select outcome, validated, violations, definition, found, reason, next, detail
+from routeledger.ensure_not_null(
+  p_table => %(table)s::regclass,
+  p_column => %(column)s::text,
+  p_name => %(name)s::text,
+  p_if_violated => %(if_violated)s::text,
+  p_label => %(label)s::text,
+  p_lock_timeout => %(lock_timeout)s::interval,
+  p_attempts => %(attempts)s::integer,
+  p_strict => %(strict)s::boolean,
+  p_dry_run => %(dry_run)s::boolean)
+"""
+
+ENSURE_UNIQUE: Final[LiteralString] = """
+select outcome, validated, violations, definition, found, reason, next, detail
+from routeledger.ensure_unique(
+  p_table => %(table)s::regclass,
+  p_name => %(name)s::text,
+  p_columns => %(columns)s::text[],
+  p_keep => %(keep)s::text,
+  p_nulls => %(nulls)s::text,
+  p_where => %(where)s::text,
+  p_form => %(form)s::text,
+  p_children => %(children)s::text,
+  p_triggers => %(triggers)s::text,
+  p_reason => %(reason)s::text,
+  p_label => %(label)s::text,
+  p_lock_timeout => %(lock_timeout)s::interval,
+  p_attempts => %(attempts)s::integer,
+  p_strict => %(strict)s::boolean,
+  p_dry_run => %(dry_run)s::boolean)
+"""
+
+UNIQUE_STEP: Final[LiteralString] = """
+select action, command, outcome, validated, violations, definition, found, reason, next, detail,
+  state
+from routeledger.unique_step(
+  p_table => %(table)s::regclass,
+  p_name => %(name)s::text,
+  p_columns => %(columns)s::text[],
+  p_keep => %(keep)s::text,
+  p_nulls => %(nulls)s::text,
+  p_where => %(where)s::text,
+  p_form => %(form)s::text,
+  p_children => %(children)s::text,
+  p_triggers => %(triggers)s::text,
+  p_reason => %(reason)s::text,
+  p_label => %(label)s::text,
+  p_lock_timeout => %(lock_timeout)s::interval,
+  p_attempts => %(attempts)s::integer,
+  p_strict => %(strict)s::boolean,
+  p_state => %(state)s::jsonb)
+"""
+
+# Gives back what unique_step() holds for the session, where no last step did.
+UNIQUE_UNLOCK: Final[LiteralString] = """
+select pg_catalog.pg_advisory_unlock(
+  routeledger._online_key(%(table)s::regclass, %(name)s::text)) as unlocked
+"""
+
+# Of the session: an index of a large table takes longer than any statement of an application.
+TIMEOUTS: Final[LiteralString] = """
+select pg_catalog.current_setting('statement_timeout') as statement_timeout,
+  pg_catalog.current_setting('lock_timeout') as lock_timeout
+"""
+SET_TIMEOUTS: Final[LiteralString] = """
+select pg_catalog.set_config('statement_timeout', %(statement_timeout)s::text, false),
+  pg_catalog.set_config('lock_timeout', %(lock_timeout)s::text, false)
+"""
+
+SET_LOCK_TIMEOUT: Final[LiteralString] = """
+select pg_catalog.set_config(
+  'lock_timeout',
+  pg_catalog.ceil(extract(epoch from %(lock_timeout)s::interval) * 1000)::bigint::text,
+  false)
+"""
+
+UNDO_CONSTRAINT: Final[LiteralString] = """
+select outcome, validated, violations, definition, found, reason, next, detail
+from routeledger.undo_constraint(
+  p_table => %(table)s::regclass,
+  p_name => %(name)s::text,
+  p_label => %(label)s::text,
+  p_rows => %(rows)s::text,
+  p_lock_timeout => %(lock_timeout)s::interval,
+  p_attempts => %(attempts)s::integer,
+  p_strict => %(strict)s::boolean)
+"""
+
+DECLARE_CONSTRAINT: Final[LiteralString] = """
+select routeledger.declare_constraint(
+  p_table => %(table)s::text,
+  p_name => %(name)s::text,
+  p_kind => %(kind)s::text,
+  p_predicate => %(predicate)s::text,
+  p_columns => %(columns)s::text[],
+  p_options => %(options)s::jsonb) as changed
+"""
+
+UNDECLARE_CONSTRAINT: Final[LiteralString] = """
+select routeledger.undeclare_constraint(
+  p_table => %(table)s::text,
+  p_name => %(name)s::text) as changed
+"""
+
+CONSTRAINT_STATES: Final[LiteralString] = """
+select target, name, kind, state, declared, found, detail, origin
+from routeledger.constraint_states(
+  p_table => %(table)s::text,
+  p_name => %(name)s::text)
+"""
+
+PLAN_CONSTRAINTS: Final[LiteralString] = """
+select target, name, kind, outcome, validated, violations, definition, found, reason, next, detail
+from routeledger.plan_constraints(
+  p_table => %(table)s::text,
+  p_name => %(name)s::text)
+"""
+
+APPLY_CONSTRAINTS: Final[LiteralString] = """
+call routeledger.apply_constraints(
+  p_table => %(table)s::text,
+  p_name => %(name)s::text,
+  p_only_validate => %(only_validate)s::boolean,
+  p_results => %(results)s::jsonb)
+"""
+
+# The same table, however the two write its name.
+SAME_TABLE: Final[LiteralString] = """
+select coalesce(
+  pg_catalog.to_regclass(%(one)s::text) operator(pg_catalog.=) pg_catalog.to_regclass(%(other)s::text),
+  false) as same
+"""
+
+# -- repairs --------------------------------------------------------------------------------------
+
+REPAIR_ORPHANS: Final[LiteralString] = """
+select action, outcome, inference, reason, repair_id
+from routeledger.repair_orphans(
+  p_window => %(window)s::interval,
+  p_dry_run => %(dry_run)s::boolean,
+  p_stuck_after => %(stuck_after)s::interval,
+  p_tenant_id => %(tenant_id)s::text,
+  p_reason => %(reason)s::text)
+"""
+
+REPAIR_ORPHANS_IN: Final[LiteralString] = """
+select action, outcome, inference, reason, repair_id
+from routeledger.repair_orphans_in(
+  p_outcomes => %(outcomes)s::regclass,
+  p_inferences => %(inferences)s::regclass,
+  p_columns => %(columns)s::jsonb,
+  p_window => %(window)s::interval,
+  p_dry_run => %(dry_run)s::boolean,
+  p_stuck_after => %(stuck_after)s::interval,
+  p_reason => %(reason)s::text)
+"""
+
+UNDO_REPAIR: Final[LiteralString] = """
+select repair_id, restored, removed, changed, conflicts
+from routeledger.undo_repair(
+  p_id => %(id)s::bigint,
+  p_force => %(force)s::boolean,
+  p_reason => %(reason)s::text,
+  p_dry_run => %(dry_run)s::boolean)
+"""
+
+SHOW_REPAIR: Final[LiteralString] = """
+select target, row_no, what, row_text
+from routeledger.show_repair(
+  p_id => %(id)s::bigint,
+  p_limit => %(limit)s::integer)
+"""
+
+REPAIR_HISTORY: Final[LiteralString] = """
+select id, kind, target, reason, role_name, login, state, started_at, finished_at, before_count,
+  after_count, removed, changed, added, undoes, undone_by, images_dropped_at, images_kept_until
+from routeledger.repair_history
+where %(table)s::text is null
+  or pg_catalog.to_regclass(target) operator(pg_catalog.=) pg_catalog.to_regclass(%(table)s::text)
+order by id desc
+limit %(limit)s::bigint
+"""
+
 # -- set-based forms ------------------------------------------------------------------------------
 
 INSERT_DECISIONS: Final[LiteralString] = """

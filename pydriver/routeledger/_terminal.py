@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -18,6 +18,7 @@ import typer
 from psycopg.rows import dict_row
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from routeledger import catalog, patterns
@@ -112,12 +113,64 @@ def report(error: LedgerError, as_json: bool) -> None:
         if set(error.detail) <= {"reason", "detail"}:
             for text in error.detail.values():
                 console.print(f"  {escape(str(text))}")
+        elif any(_is_listed(value) for value in error.detail.values()):
+            for line in facts(error.detail):
+                console.print(f"  {escape(line)}")
         else:
             console.print(f"  detail: {escape(json.dumps(error.detail, default=str))}")
     if error.hint:
         console.print(f"  hint: {escape(error.hint)}")
     if as_json:
         print_json({"error": error_document(error)})
+
+
+def _is_listed(value: object) -> bool:
+    return isinstance(value, list) and any(isinstance(item, dict) for item in value)
+
+
+def facts(document: Mapping[str, Any]) -> Iterator[str]:
+    """A line a key, and for a list of objects a line each, as people read them."""
+    for key, value in document.items():
+        if value in (None, [], {}):
+            continue
+        name = key.replace("_", " ")
+        if _is_listed(value):
+            yield f"{name}:"
+            yield from (f"  {_flat(item, inside=False)}" for item in value)
+        else:
+            yield f"{name}: {_flat(value, inside=False)}"
+
+
+# what an object of a list is about stands first; PostgreSQL keeps keys by their length
+_FIRST = ("table", "row_no", "constraint", "key", "reason")
+
+
+def _flat(value: object, *, inside: bool = True) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        keys = sorted(value, key=lambda key: _FIRST.index(key) if key in _FIRST else len(_FIRST))
+        text = ", ".join(f"{key.replace('_', ' ')} {_flat(value[key])}" for key in keys)
+    elif isinstance(value, list):
+        text = ", ".join(map(_flat, value))
+    else:
+        return json.dumps(value, ensure_ascii=False, default=plain)
+    return f"({text})" if inside else text
+
+
+@contextlib.contextmanager
+def working(as_json: bool) -> Iterator[Progress]:
+    """On a terminal, how long it has been; nothing elsewhere. What is printed stands above it."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=err(),
+        transient=True,
+        disable=as_json or not sys.stderr.isatty(),
+    ) as progress:
+        progress.add_task("working")
+        yield progress
 
 
 @contextlib.contextmanager
@@ -129,17 +182,14 @@ def answering(as_json: bool) -> Iterator[None]:
         missing = isinstance(exc.__cause__, ImportError)
         fail(str(exc), MISSING if missing else USAGE, as_json, name="catalog")
     except LedgerError as exc:
-        report(exc, as_json)
-        raise typer.Exit(exit_code(exc)) from exc
+        error = _not_installed(exc) if exc.sqlstate in ("3F000", "42883") else _advised(exc)
+        report(error, as_json)
+        raise typer.Exit(exit_code(error)) from exc
     except psycopg.Error as exc:
         error = translate(exc)
         if error.sqlstate in ("3F000", "42883", "42P01"):
-            error = NotInstalled(
-                "there is no routeledger in this database, or not this version of it",
-                detail={"reason": error.message},
-                hint="Run `routeledger plan`, then `routeledger install`.",
-            )
-        report(error, as_json)
+            error = _not_installed(error)
+        report(_advised(error), as_json)
         raise typer.Exit(exit_code(error)) from exc
     except BrokenPipeError:
         raise  # whoever reads our output has had enough
@@ -148,6 +198,23 @@ def answering(as_json: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         err().print("interrupted")
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _advised(error: LedgerError) -> LedgerError:
+    if error.sqlstate == "42501" and error.hint is None:
+        error.hint = (
+            "To look takes routeledger_reader; to change a table's constraints or rows takes "
+            "routeledger_writer and the rights of its owner; to run the ledger, routeledger_admin."
+        )
+    return error
+
+
+def _not_installed(error: LedgerError) -> LedgerError:
+    return NotInstalled(
+        "there is no routeledger in this database, or not this version of it",
+        detail={"reason": error.message},
+        hint="Run `routeledger plan`, then `routeledger install`.",
+    )
 
 
 _SOURCE_CODES: dict[type[patterns.SourceError], int] = {

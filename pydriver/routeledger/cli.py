@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from routeledger import _terminal as terminal
-from routeledger import catalog, cli_patterns, doctor, install
+from routeledger import catalog, cli_constraints, cli_patterns, cli_repair, doctor, install
 from routeledger._terminal import (
     DATABASE,
     FINDING,
@@ -83,6 +83,8 @@ models_app = typer.Typer(no_args_is_help=True, help="The catalog: models and the
 spool_app = typer.Typer(no_args_is_help=True, help="Writes kept while the database was down.")
 app.add_typer(models_app, name="models")
 app.add_typer(cli_patterns.app, name="patterns")
+app.add_typer(cli_constraints.app, name="constraints")
+app.add_typer(cli_repair.app, name="repair")
 app.add_typer(spool_app, name="spool")
 
 

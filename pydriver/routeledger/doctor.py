@@ -1,7 +1,7 @@
 """`routeledger doctor`: is this ledger well, and if not, what to do?
 
 Each check stands alone: one that the role may not make, or that breaks, says so and the others go
-on. Nothing is written.
+on. Nothing is written; the empty tables on which predicates are compared are never committed.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def diagnose(target: install.Target = None, *, spool: Path | None = None) -> lis
         if version.status != "fail":
             for name, check in _CHECKS.items():
                 checks.append(_guarded(name, check, conn))
+            checks.append(_guarded("constraints", _constraints, conn, read_only=False))
         checks.append(_guarded("clock", _clock, conn))
         checks.append(_guarded("settings", _settings, conn))
     checks.append(_spool(spool))
@@ -60,11 +61,16 @@ def diagnose(target: install.Target = None, *, spool: Path | None = None) -> lis
 
 
 def _guarded(
-    name: str, check: Callable[[psycopg.Connection[Any]], Check], conn: psycopg.Connection[Any]
+    name: str,
+    check: Callable[[psycopg.Connection[Any]], Check],
+    conn: psycopg.Connection[Any],
+    *,
+    read_only: bool = True,
 ) -> Check:
     try:
-        with conn.transaction():
-            conn.execute("set transaction read only")
+        with conn.transaction(force_rollback=not read_only):
+            if read_only:
+                conn.execute("set transaction read only")
             conn.execute(f"set local statement_timeout = '{SLOWEST_SECONDS}s'".encode())
             return check(conn)
     except psycopg.errors.QueryCanceled:
@@ -278,6 +284,25 @@ def _prices(conn: psycopg.Connection[Any]) -> Check:
             "select * from routeledger.flagged_prices; a flagged price never makes a model cheap.",
         )
     return Check("prices", "ok", finding)
+
+
+def _constraints(conn: psycopg.Connection[Any]) -> Check:
+    states = conn.execute(
+        "select origin, state, target, name from routeledger.constraint_states()"
+        " order by origin, target, name"
+    ).fetchall()
+    off = [row for row in states if row[1] != "unchanged"]
+    if not off:
+        return Check("constraints", "ok", f"{len(states)} declared, all as declared")
+    ours = [row for row in off if row[0] == "routeledger" and row[1] != "unknown"]
+    _, state, target, name = (ours or off)[0]
+    return Check(
+        "constraints",
+        "fail" if ours else "warn",
+        f"{len(off)} of {len(states)} are not as declared, such as {name} of {target}: {state}",
+        "Run `routeledger constraints drift` to see them, `routeledger constraints apply` to mend "
+        "them.",
+    )
 
 
 def _clock(conn: psycopg.Connection[Any]) -> Check:

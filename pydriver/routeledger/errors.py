@@ -22,17 +22,24 @@ __all__ = [
     "ERRORS",
     "AlreadyCompleted",
     "AlreadyDispatched",
+    "AlreadyUndone",
     "AttemptClosed",
     "AttemptNotFound",
     "AttemptOpen",
     "BadArgument",
     "BatchReused",
     "BatchTooLarge",
+    "ChangeNotFound",
+    "ChangedSince",
     "Conflict",
+    "ConstraintRefused",
+    "CountsDisagree",
     "DecisionClosed",
     "DecisionNotFound",
+    "DeclarationNotFound",
     "IdOutsideWindow",
     "IdReused",
+    "ImagesDropped",
     "InstallError",
     "LeaseError",
     "LeaseLost",
@@ -55,6 +62,7 @@ __all__ = [
     "NotUuidV7",
     "OtherVersionInstalled",
     "OutOfRange",
+    "RepairNotFound",
     "RoleNotFound",
     "RowRefused",
     "RuleSetNotFound",
@@ -67,7 +75,10 @@ __all__ = [
     "TimeOutOfRange",
     "TooManyAttempts",
     "TooManyCandidates",
+    "UnsuitableColumns",
     "UnsuitablePrecedence",
+    "UnsuitablePredicate",
+    "UnsuitableTable",
     "UnsuitableTarget",
     "from_code",
     "translate",
@@ -300,6 +311,24 @@ class NoKey(BadArgument):
     code, default_name = "RL115", "no_key"
 
 
+class UnsuitablePredicate(BadArgument):
+    """The text cannot be the predicate of a constraint."""
+
+    code, default_name = "RL116", "unsuitable_predicate"
+
+
+class UnsuitableTable(BadArgument):
+    """Constraints of the relation cannot be declared here."""
+
+    code, default_name = "RL117", "unsuitable_table"
+
+
+class UnsuitableColumns(BadArgument):
+    """The columns cannot be a unique key."""
+
+    code, default_name = "RL118", "unsuitable_columns"
+
+
 class DecisionNotFound(NotFound):
     """No such decision of this tenant."""
 
@@ -328,6 +357,24 @@ class RuleSetNotFound(NotFound):
     """No such rule set, or no such version of the scores."""
 
     code, default_name = "RL205", "rule_set_not_found"
+
+
+class RepairNotFound(NotFound):
+    """No such repair."""
+
+    code, default_name = "RL206", "repair_not_found"
+
+
+class DeclarationNotFound(NotFound):
+    """No constraint of that name is declared for that table."""
+
+    code, default_name = "RL207", "declaration_not_found"
+
+
+class ChangeNotFound(NotFound):
+    """No change of that constraint is on record that could be undone."""
+
+    code, default_name = "RL208", "change_not_found"
 
 
 class IdReused(Conflict):
@@ -376,6 +423,36 @@ class BatchReused(Conflict):
     """The batch id was applied with other rows."""
 
     code, default_name = "RL308", "batch_reused"
+
+
+class ConstraintRefused(Conflict):
+    """The constraint was not put in place; ``detail`` says what is in the way."""
+
+    code, default_name = "RL309", "constraint_refused"
+
+
+class ChangedSince(Conflict):
+    """Rows have changed since the repair; ``detail`` lists them."""
+
+    code, default_name = "RL310", "changed_since"
+
+
+class ImagesDropped(Conflict):
+    """The images of the repair are past their retention."""
+
+    code, default_name = "RL311", "images_dropped"
+
+
+class AlreadyUndone(Conflict):
+    """The repair has been undone already."""
+
+    code, default_name = "RL312", "already_undone"
+
+
+class CountsDisagree(Conflict):
+    """A repair did not add up and was rolled back."""
+
+    code, default_name = "RL313", "counts_disagree"
 
 
 class LeaseLost(LeaseError):  # noqa: N818

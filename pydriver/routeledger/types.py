@@ -19,25 +19,33 @@ __all__ = [
     "Action",
     "Candidate",
     "Completion",
+    "ConstraintKind",
+    "ConstraintState",
     "CostSource",
     "Decision",
     "DecisionOutcome",
     "DecisionRow",
+    "EnsureOutcome",
+    "EnsureResult",
     "ImportedModel",
     "InFlightRow",
     "Lease",
     "MaintainAction",
     "NextStep",
+    "OrphanRepair",
     "OrphanRow",
     "OutcomeStatus",
+    "PlannedConstraint",
     "Reaped",
     "ReconciliationRow",
     "RecordedOutcome",
     "Refusal",
+    "RepairRow",
     "RowResult",
     "RowStatus",
     "StartedAttempt",
     "StoredPayload",
+    "UndoneRepair",
     "UpsertProgress",
     "UpsertResult",
 ]
@@ -46,6 +54,8 @@ OutcomeStatus = Literal["succeeded", "failed", "rejected", "abandoned"]
 Action = Literal["retry", "failover", "hold", "give_up"]
 CostSource = Literal["caller", "catalog", "unpriced", "no_usage"]
 RowStatus = Literal["accepted", "replayed", "refused"]
+EnsureOutcome = Literal["unchanged", "created", "replaced", "validated", "pending", "refused"]
+ConstraintKind = Literal["check", "not_null", "unique"]
 
 T = TypeVar("T")
 
@@ -354,3 +364,103 @@ class UpsertProgress:
     refused: int
     chunks: int
     total: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureResult:
+    """What was found of a constraint, and done about it.
+
+    Attributes:
+        outcome: ``unchanged``; ``created``, ``replaced``, ``validated``; ``pending`` (it is there
+            and not validated yet); ``refused`` (nothing was changed, and `reason` says why).
+        validated: it holds for every row, not only for those written from now on.
+        violations: rows that violate it; None where they were not counted.
+        definition: what was declared, as Postgres writes it: a predicate, or an index.
+        found: what was there before the first call; None when nothing was.
+        reason: one word, where something is in the way.
+        next: what remains to be done; None when nothing does.
+        detail: samples, notes, what is in the way, the ids of the change and of the repair.
+        steps: the outcome of each call that was made, each in a transaction of its own.
+    """
+
+    outcome: EnsureOutcome
+    validated: bool | None
+    violations: int | None
+    definition: str | None
+    found: str | None
+    reason: str | None
+    next: str | None
+    detail: dict[str, Any]
+    steps: tuple[EnsureOutcome, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ConstraintState:
+    """A declared constraint beside the one that is live; `state` is ``unchanged`` if they agree."""
+
+    target: str
+    name: str
+    kind: ConstraintKind
+    state: str
+    declared: str | None
+    found: str | None
+    detail: dict[str, Any]
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedConstraint:
+    """What the next step of applying a declared constraint would be; see `EnsureResult`."""
+
+    target: str
+    name: str
+    kind: ConstraintKind
+    outcome: EnsureOutcome
+    validated: bool | None
+    violations: int | None
+    definition: str | None
+    found: str | None
+    reason: str | None
+    next: str | None
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class OrphanRepair:
+    """A case that a repair of orphans looked at.
+
+    `action` is ``link``, ``close`` or ``leave``; `outcome` and `inference` are the ids of the rows
+    as text. `repair_id` is None in a dry run and for what was left.
+    """
+
+    action: Literal["link", "close", "leave"]
+    outcome: str | None
+    inference: str | None
+    reason: str
+    repair_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class UndoneRepair:
+    """Rows put back, taken away again and changed back; `repair_id` is that of the undoing itself.
+
+    `conflicts` are the rows that had changed since and were overwritten (``force``), or would be
+    in the way (``dry_run``).
+    """
+
+    repair_id: int | None
+    restored: int
+    removed: int
+    changed: int
+    conflicts: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class RepairRow:
+    """A row as a repair found or left it, as text; `what` is ``removed``, ``before``, ``after``,
+    ``added`` or ``kept``."""
+
+    target: str
+    row_no: int
+    what: str
+    row_text: str

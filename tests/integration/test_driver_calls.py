@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from routeledger import _calls, _routines, errors, types
+from routeledger import (
+    Ledger,
+    _calls,
+    _migrations,
+    _routines,
+    alembic,
+    constraints,
+    django,
+    errors,
+    types,
+)
 from tests.conftest import Database
 
 STATEMENTS = {
@@ -37,7 +50,8 @@ def parse(text: str) -> tuple[str, list[tuple[str, str, str]], list[str]]:
     arguments = re.findall(r"(p_\w+) => %\((\w+)\)s::([\w ]+(?:\[\])?)", inside)
     assert len(arguments) == inside.count("=>")
     head = text.split("from routeledger.")[0]
-    columns = [] if "as settings" in text else re.findall(r"\w+", head)[1:]
+    scalar = re.search(r"\) as \w+\s*$", text) or text.lstrip().startswith("call")
+    columns = [] if scalar else re.findall(r"\w+", head)[1:]
     return name, arguments, columns
 
 
@@ -58,7 +72,7 @@ def signature(db: Database, name: str) -> dict[str, Any]:
     assert len(rows) == 1, f"{name} must exist exactly once"
     names, modes, nargs, kinds, ndefaults, text = rows[0]
     modes = modes or ["i"] * nargs
-    inputs = [(n, k) for n, k, m in zip(names, kinds, modes, strict=True) if m == "i"]
+    inputs = [(n, k) for n, k, m in zip(names, kinds, modes, strict=True) if m in "ib"]
     outputs = [n for n, m in zip(names, modes, strict=True) if m == "t"]
     return {"inputs": inputs, "outputs": outputs, "required": nargs - ndefaults, "text": text}
 
@@ -111,12 +125,115 @@ def test_readers_are_the_views(db: Database, constant: str) -> None:
     assert set(columns) <= there
 
 
+ROWS: dict[str, tuple[type[Any], set[str]]] = {
+    "ENSURE_CHECK": (types.EnsureResult, {"steps"}),
+    "ENSURE_NOT_NULL": (types.EnsureResult, {"steps"}),
+    "ENSURE_UNIQUE": (types.EnsureResult, {"steps"}),
+    "UNDO_CONSTRAINT": (types.EnsureResult, {"steps"}),
+    "CONSTRAINT_STATES": (types.ConstraintState, set()),
+    "PLAN_CONSTRAINTS": (types.PlannedConstraint, set()),
+    "REPAIR_ORPHANS": (types.OrphanRepair, set()),
+    "REPAIR_ORPHANS_IN": (types.OrphanRepair, set()),
+    "UNDO_REPAIR": (types.UndoneRepair, set()),
+    "SHOW_REPAIR": (types.RepairRow, set()),
+}
+
+
+@pytest.mark.parametrize("constant", sorted(ROWS))
+def test_rows_of_constraints_and_repairs_are_the_columns(constant: str) -> None:
+    kind, ours = ROWS[constant]
+    fields = [field.name for field in dataclasses.fields(kind) if field.name not in ours]
+    assert parse(CALLS[constant])[2] == fields
+
+
+@pytest.mark.parametrize("kind", sorted(constraints.BLOCKS))
+def test_blocks_of_a_file_are_the_parameters(db: Database, kind: str) -> None:
+    """Of the routine that makes such a constraint, but for those of one call."""
+    of_a_call = {"strict", "dry_run"}
+    found = signature(db, f"ensure_{kind}")
+    names = {name.removeprefix("p_") for name, _ in found["inputs"]}
+    assert set(constraints.BLOCKS[kind]) == names - of_a_call  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("operation", "routine", "own"),
+    [
+        (alembic.EnsureCheckOp.ensure_check, "ensure_check", {"schema", "validate"}),
+        (alembic.EnsureUniqueOp.ensure_unique, "ensure_unique", {"schema"}),
+        (
+            alembic.EnsureNotNullOp.ensure_not_null,
+            "ensure_not_null",
+            {"schema", "validate", "constraint_name"},
+        ),
+        (django.EnsureCheck, "ensure_check", set()),
+        (django.EnsureUnique, "ensure_unique", set()),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", None),
+)
+def test_options_of_migrations_are_the_parameters(
+    db: Database, operation: Callable[..., Any], routine: str, own: set[str]
+) -> None:
+    found = signature(db, routine)
+    optional = {n.removeprefix("p_"): k for n, k in found["inputs"][found["required"] :]}
+    # of a call; ensure_not_null's name is constraint_name, as it is elsewhere in a migration
+    theirs = {k: v for k, v in optional.items() if k not in ("strict", "dry_run", "name")}
+    parameters = inspect.signature(operation).parameters.values()
+    assert {p.name for p in parameters if p.default is not p.empty} == set(theirs) | own
+    assert theirs.items() <= _migrations.OPTIONS.items()
+
+
+@pytest.mark.parametrize(
+    ("routine", "constant"),
+    [
+        ("ensure_check", "ENSURE_CHECK"),
+        ("ensure_not_null", "ENSURE_NOT_NULL"),
+        ("ensure_unique", "ENSURE_UNIQUE"),
+        ("undo_constraint", "UNDO_CONSTRAINT"),
+        ("repair_orphans", "REPAIR_ORPHANS"),
+        ("repair_orphans_in", "REPAIR_ORPHANS_IN"),
+        ("undo_repair", "UNDO_REPAIR"),
+        ("show_repair", "SHOW_REPAIR"),
+    ],
+)
+def test_methods_have_the_defaults_of_the_routines(
+    db: Database, routine: str, constant: str
+) -> None:
+    found = signature(db, routine)
+    optional = {name.removeprefix("p_") for name, _ in found["inputs"][found["required"] :]}
+    parameters = inspect.signature(getattr(Ledger, routine)).parameters
+    assert set(parameters) - {"self", "conn"} == {key for _, key, _ in parse(CALLS[constant])[1]}
+    given = {
+        key: parameter.default
+        for key, parameter in parameters.items()
+        if parameter.default is not inspect.Parameter.empty and key != "conn"
+    }
+    assert set(given) == optional
+    for key, value in given.items():
+        stated = re.search(rf"\bp_{key} [\w ]+(?:\[\])? DEFAULT ([^,]+)", found["text"])
+        assert stated, key
+        text = stated[1].split("::")[0].strip("'")
+        if isinstance(value, timedelta):
+            assert db.value("select %s::interval = %s::interval", [text, value])
+        elif value in (None, ()):
+            assert text in ("NULL", "{}")
+        else:
+            assert text == str(value).lower(), key
+
+
 def test_every_statement_is_looked_at() -> None:
-    # those of an upsert that call nothing of ours are run by its own tests
+    # those that call nothing of ours, and readers of the command line, are run by their own tests
     upsert = {
         f"UPSERT_{word}" for word in ("TARGET", "COLUMNS", "STAGE", "SOURCE", "COPY", "UNSTAGE")
     }
-    assert set(STATEMENTS) == {*CALLS, *VIEWS, *upsert, "VERSION"}
+    others = {
+        "SAME_TABLE",
+        "TIMEOUTS",
+        "SET_TIMEOUTS",
+        "SET_LOCK_TIMEOUT",
+        "UNIQUE_UNLOCK",
+        "REPAIR_HISTORY",
+    }
+    assert set(STATEMENTS) == {*CALLS, *VIEWS, *upsert, *others, "VERSION"}
 
 
 def test_errors_are_those_of_the_ledger(db: Database) -> None:

@@ -15,6 +15,7 @@ from routeledger import Candidate, _handshake, errors
 from routeledger._codec import clean_text, dumps, dumps_rows, single_params
 from routeledger._ids import IdMaker
 from routeledger._routines import INSERT_DECISION
+from routeledger._version import __version__
 
 
 def test_values_keep_their_exact_meaning() -> None:
@@ -85,9 +86,11 @@ def test_versions() -> None:
     dsn = "dbname=d password=secret"
     _handshake.check("0.1.0", dsn)
     _handshake.check("0.2.7", dsn)
+    major, minor, _ = __version__.split(".")
+    ahead = f"{major}.{int(minor) + 1}.0"
     with pytest.raises(errors.SchemaTooNew) as newer:
-        _handshake.check("0.4.0", dsn)
-    assert newer.value.hint == "Run: pip install --upgrade 'routeledger>=0.4.0'"
+        _handshake.check(ahead, dsn)
+    assert newer.value.hint == f"Run: pip install --upgrade 'routeledger>={ahead}'"
     with pytest.raises(errors.OtherVersionInstalled) as older:
         _handshake.check("0.0.9", dsn)
     assert older.value.hint == "Run: routeledger upgrade --dsn dbname=d"
