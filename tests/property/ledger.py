@@ -163,10 +163,14 @@ def refusal(error: psycopg.Error) -> Answer:
 
 
 def rows_of(
-    conn: Connection, routine: str, types: Mapping[str, str], row: Mapping[str, Any]
+    conn: Connection,
+    routine: str,
+    types: Mapping[str, str],
+    row: Mapping[str, Any],
+    verb: str = "select * from",
 ) -> list[Row]:
-    """The rows that a routine returns; raises what it raises."""
-    query = sql.SQL("select * from routeledger.{}({})").format(
+    """The rows that a routine returns; raises what it raises. A procedure's verb is call."""
+    query = sql.SQL(f"{verb} routeledger.{{}}({{}})").format(
         sql.Identifier(routine),
         sql.SQL(", ").join(
             sql.SQL("{} => {}::{}").format(

@@ -397,6 +397,167 @@ YARDSTICK = {
     for name in ("version", "rule_set")
 }
 
+# A name of a constraint, an index or a table: taken as it is, and never cut.
+NAMED = Rule(
+    {
+        "null": "RL101",
+        "empty": "RL101",
+        "odd": OK,
+        "huge": "RL108",
+        "63 bytes": Value("ż" * 31 + "x", OK),
+        "64 bytes": Value("ż" * 32, "RL108"),
+    }
+)
+FLAG = Rule({"null": "RL101"})
+LABEL = text(300)
+REASON = text(2000)
+CONSTRAINED = Rule(
+    {
+        **dict.fromkeys(RELATION, "RL117"),
+        "null": "RL101",
+        "a foreign table": Value("depot.abroad", "RL117"),
+        "a table of the system": Value("pg_catalog.pg_class", "RL117"),
+    },
+    called="",
+)
+LOCKING = {
+    "lock_timeout": Rule(
+        {
+            **dict.fromkeys(INTERVAL, "RL103"),
+            "null": "RL101",
+            "shortest": Value("1 millisecond", OK),
+            "too short": Value("999 microseconds", "RL103"),
+            "longest": Value("1 hour", OK),
+            "too long": Value("1 hour 1 microsecond", "RL103"),
+        }
+    ),
+    "attempts": Rule(
+        {
+            **dict.fromkeys(INTEGER, "RL103"),
+            "null": "RL101",
+            "1000": Value(1000, OK),
+            "1001": Value(1001, "RL103"),
+        }
+    ),
+}
+DECLARED = {"label": LABEL, **LOCKING, "strict": FLAG}
+IF_VIOLATED = word(null="RL102", other=Value("add_not_valid", OK))
+# What is to be true of a row: one expression of its columns, of type boolean.
+NO_PREDICATES = {
+    "a second statement": Value("n > 0); drop table depot.goods; --", "RL116"),
+    "a second constraint": Value("n > 0), add constraint x check (true", "RL116"),
+    "unbalanced": Value("(n > 0", "RL116"),
+    "half a literal": Value("v = 'x", "RL116"),
+    "no such column": Value("colour = 'blue'", "RL116"),
+    "of another type": Value("n + 1", "RL116"),
+    "a subquery": Value("n in (select 1)", "RL116"),
+    "an aggregate": Value("count(*) > 0", "RL116"),
+    "without a time zone": Value("at > '2026-01-01 00:00'", "RL116"),
+    "a parameter": Value("n > $1", "RL116"),
+}
+PREDICATE = Rule({**dict.fromkeys(TEXT, "RL116"), "null": "RL101", **NO_PREDICATES}, called="")
+WHERE = Rule({**dict.fromkeys(TEXT, "RL116"), "null": OK, **NO_PREDICATES}, called="")
+NO_KEYS = {
+    "no such column": Value(["colour"], "RL118"),
+    "two in one": Value(["k, n"], "RL118"),
+    "one twice": Value(["k", "K"], "RL118"),
+    "unbalanced": Value(["lower(v"], "RL118"),
+    "a second statement": Value(["k); drop table depot.goods; --"], "RL118"),
+    "of no order": Value(["doc"], "RL118"),
+    "33 columns": Value([f"k + {i}" for i in range(33)], "RL118"),
+}
+KEYS = Rule(
+    {
+        **dict.fromkeys(WORDS, "RL118"),
+        **dict.fromkeys(("null", "empty", "null word", "two-dimensional"), "RL101"),
+        **NO_KEYS,
+    },
+    called="",
+)
+KEEP = Rule(
+    {
+        **dict.fromkeys(TEXT, "RL114"),
+        "null": OK,
+        "a sum": Value("sum n", "RL114"),
+        "no such column": Value("greatest colour", "RL114"),
+        "of no order": Value("greatest doc", "RL114"),
+    },
+    called="",
+)
+COLLAPSE = {
+    "table": CONSTRAINED,
+    "columns": KEYS,
+    "keep": KEEP,
+    "nulls": word(null="RL102"),
+    "where": WHERE,
+    "children": word(null="RL102"),
+    "triggers": word(null="RL102"),
+    "reason": REASON,
+}
+UNIQUE = {**COLLAPSE, "name": NAMED, "form": word(null="RL102"), **DECLARED}
+# A table by its name, which need not exist yet.
+TABLE_NAME = Rule(
+    {
+        "null": "RL101",
+        "empty": "RL101",
+        "odd": "RL117",
+        "huge": "RL108",
+        "three parts": Value("a.b.c", "RL117"),
+        "unbalanced": Value('depot."goods', "RL117"),
+        "a view": Value("routeledger.decisions", "RL117"),
+        "an index": Value("depot.goods_pkey", "RL117"),
+        "64 bytes": Value(f'depot."{"ż" * 32}"', "RL108"),
+    },
+    called="",
+)
+# Of what is declared, those that are meant.
+NO_TABLES = {
+    "a view": Value("routeledger.decisions", "RL207"),
+    "an index": Value("depot.goods_pkey", "RL207"),
+}
+MEANT = {
+    "table": Rule({**TABLE_NAME.kinds, "null": OK, **NO_TABLES}, called=""),
+    "name": text(odd="RL207", empty="RL207", huge="RL207", called=""),
+}
+OPTIONS = Rule(
+    {
+        **dict.fromkeys(JSON, "RL107"),
+        "object": OK,
+        "huge": "RL102",
+        "unknown": Value({"colour": "blue"}, "RL102"),
+        "of another kind": Value({"keep": "greatest n"}, "RL102"),
+        "no word": Value({"if_violated": 5}, "RL107"),
+        "another word": Value({"if_violated": "repair"}, "RL102"),
+        "null in it": Value({"if_violated": JSON_NULL}, "RL107"),
+        "words that are none": Value({"also_drop": [5]}, "RL107"),
+        "no interval": Value({"lock_timeout": "soon"}, "RL103"),
+        "an interval too long": Value({"lock_timeout": "2 hours"}, "RL103"),
+        "no integer": Value({"attempts": 1.5}, "RL103"),
+        "too many attempts": Value({"attempts": 1001}, "RL103"),
+        "more than an integer": Value({"attempts": 2**40}, "RL103"),
+        "a label too long": Value({"label": "x" * 301}, "RL108"),
+    },
+    called="",
+)
+REPAIR_ID = Rule({**dict.fromkeys(BIGINT, "RL206"), "null": "RL101"}, called="")
+WINDOW = Rule(
+    {
+        **span(zero=OK).kinds,
+        "null": "RL101",
+        "longest": Value("1 day", OK),
+        "too long": Value("1 day 1 second", "RL103"),
+    }
+)
+ORPHANS = {
+    "window": WINDOW,
+    "dry_run": FLAG,
+    "stuck_after": Rule(
+        {**span().kinds, "shortest": Value("1 minute", OK), "59 s": Value("59 seconds", "RL103")}
+    ),
+    "reason": REASON,
+}
+ORPHAN_TABLE = Rule({**dict.fromkeys(RELATION, "RL117"), "null": "RL101"}, called="")
+
 FAILED = {"status": "failed", "error_type": "x"}
 SUCCEEDED = {"status": "succeeded", "input_tokens": 1, "output_tokens": 1}
 
@@ -605,6 +766,113 @@ TABLE: dict[str, dict[str, Rule]] = {
             called="",
         ),
     },
+    "ensure_check": {
+        "table": CONSTRAINED,
+        "name": NAMED,
+        "predicate": PREDICATE,
+        "if_violated": IF_VIOLATED,
+        "no_inherit": FLAG,
+        "also_drop": Rule(
+            {**dict.fromkeys(WORDS, OK), **dict.fromkeys(("null word", "two-dimensional"), "RL101")}
+        ),
+        **DECLARED,
+        "dry_run": FLAG,
+    },
+    "ensure_not_null": {
+        "table": CONSTRAINED,
+        "column": Rule(
+            {**dict.fromkeys(TEXT, "RL113"), **dict.fromkeys(("null", "empty"), "RL101")}, called=""
+        ),
+        "name": Rule({**NAMED.kinds, "null": OK}),
+        "if_violated": IF_VIOLATED,
+        **DECLARED,
+        "dry_run": FLAG,
+    },
+    "ensure_unique": {**UNIQUE, "dry_run": FLAG},
+    "unique_step": {
+        **UNIQUE,
+        "state": Rule({**dict.fromkeys(JSON, "RL107"), "null": "RL101", "object": OK, "huge": OK}),
+    },
+    "collapse_duplicates": {
+        **COLLAPSE,
+        "keep": Rule({**KEEP.kinds, "null": "RL101"}, called=""),
+        "limit": Rule(
+            {
+                **dict.fromkeys(INTEGER, "RL103"),
+                "null": "RL101",
+                "1": Value(1, "RL103"),
+                "2": Value(2, OK),
+                "1000001": Value(1_000_001, "RL103"),
+            }
+        ),
+        "repair_id": Rule({**dict.fromkeys(BIGINT, "RL206"), "null": OK}, called=""),
+    },
+    "declare_constraint": {
+        "table": TABLE_NAME,
+        "name": NAMED,
+        "kind": Rule({**word(null="RL101").kinds, "empty": "RL101"}),
+        "predicate": PREDICATE,
+        "columns": Rule({**dict.fromkeys(WORDS, "RL102"), "null": OK}),
+        "options": OPTIONS,
+    },
+    # to take back what is not declared is to do nothing
+    "undeclare_constraint": {
+        "table": Rule(
+            {
+                **TABLE_NAME.kinds,
+                "a view": Value("routeledger.decisions", OK),
+                "an index": Value("depot.goods_pkey", OK),
+            },
+            called="",
+        ),
+        "name": NAMED,
+    },
+    "constraint_states": MEANT,
+    "plan_constraints": MEANT,
+    "apply_constraints": {**MEANT, "only_validate": FLAG, "results": Rule(dict.fromkeys(JSON, OK))},
+    "undo_constraint": {
+        "table": CONSTRAINED,
+        "name": Rule(
+            {**NAMED.kinds, "odd": "RL208", "63 bytes": Value("x" * 63, "RL208")}, called=""
+        ),
+        "label": text(300, odd="RL208", empty="RL208", called=""),
+        "rows": word(null="RL102"),
+        **LOCKING,
+        "strict": FLAG,
+    },
+    "undo_repair": {"id": REPAIR_ID, "force": FLAG, "reason": REASON, "dry_run": FLAG},
+    "show_repair": {
+        "id": REPAIR_ID,
+        "limit": Rule(
+            {
+                **dict.fromkeys(INTEGER, "RL103"),
+                "null": "RL101",
+                "100000": Value(100_000, OK),
+                "100001": Value(100_001, "RL103"),
+            }
+        ),
+    },
+    "repair_orphans": {**ORPHANS, "tenant_id": text(200, empty="RL101")},
+    "repair_orphans_in": {
+        "outcomes": ORPHAN_TABLE,
+        "inferences": ORPHAN_TABLE,
+        "columns": Rule(
+            {
+                **dict.fromkeys(JSON, "RL107"),
+                "object": OK,
+                "an unknown side": Value({"colour": {}}, "RL107"),
+                "no object": Value({"outcome": []}, "RL107"),
+                "an unknown part": Value({"outcome": {"colour": "id"}}, "RL107"),
+                "no name": Value({"outcome": {"id": 5}}, "RL107"),
+                "no such column": Value({"outcome": {"id": "colour"}}, "RL113"),
+                "a needed part is none": Value({"outcome": {"id": JSON_NULL}}, "RL113"),
+                "no time": Value({"outcome": {"at": "id"}}, "RL113"),
+                "no number": Value({"outcome": {"cost": "id"}}, "RL113"),
+            },
+            called="",
+        ),
+        **ORPHANS,
+    },
     "uuid_v7_time": {"id": Rule(dict.fromkeys(UUID, OK))},
     "bound_tenants": {},
     "clock": {},
@@ -675,6 +943,7 @@ SETTINGS: dict[str, tuple[list[Any], list[Any]]] = {
     "implausible_factor": ([0, -1, 1.9, 1001, "NaN", "Infinity"], ["much", "", {}, [], True]),
     "implausible_usd_per_mtok": ([0, -1, 1e10, "NaN", "Infinity"], ["much", "", {}, [], True]),
     "rollup_look_back": (["-1 second", "11 years"], ["soon", "", {}, []]),
+    "repair_retention": (["0", "-1 day", "101 years"], ["soon", "", {}, []]),
 }
 
 
@@ -685,7 +954,40 @@ create table public.staged_shelf as select 1 as k, 1 as n;
 create type public.pair as (k integer, n integer);
 grant select, insert, update on public.shelf, public.staged_shelf to test_admin"""
 
+# Tables of the administrator's own, in which each key is there twice, and orphans.
+DEPOT = """
+create schema depot authorization test_admin;
+set role test_admin;
+create table depot.goods (
+  id integer primary key, k integer, n integer, v text, at timestamp with time zone, doc json);
+insert into depot.goods select i, i % 5, i, 'v' from generate_series(1, 10) i;
+create table depot.parts (id integer primary key, k integer, n integer);
+insert into depot.parts select i, i % 5, i from generate_series(1, 10) i;
+create table depot.outcomes (
+  id text primary key, model_slug text, inference_id text, created_at timestamp with time zone,
+  cost_usd numeric);
+create table depot.inferences (
+  id text primary key, model_slug text, created_at timestamp with time zone, cost_usd numeric,
+  status text);
+insert into depot.outcomes values ('o', 'alpha', null, '2026-01-01 00:00+00', 1);
+insert into depot.inferences values ('i', 'alpha', '2026-01-01 00:00+00', 1, 'succeeded');
+reset role;
+create foreign data wrapper nowhere;
+create server nowhere foreign data wrapper nowhere;
+create foreign table depot.abroad (k integer, n integer) server nowhere;
+alter foreign table depot.abroad owner to test_admin;
+grant all on database {database} to test_admin
+"""
+
 # -- the world in which they are called ---------------------------------------------------------
+
+
+GOODS = {"table": "depot.goods"}
+COLLAPSED = {"columns": ["k"], "keep": "greatest n"}
+
+
+# They commit: what they do cannot be taken back, and here they have nothing to do.
+PROCEDURES = {"apply_constraints"}
 
 
 @dataclass
@@ -700,7 +1002,8 @@ class World:
     # three decisions of each sort, with their first attempts: the one acted upon, two neighbours
     open: list[Row]
     held: list[Row]
-    _good: dict[str, str] = field(default_factory=dict)
+    # that has collapsed the rows of depot.parts
+    repair: int
 
     def row(self, routine: str, n: int = 0) -> Row:
         """A call that is right in every way; `n` tells three of them apart."""
@@ -754,6 +1057,30 @@ class World:
             "score_patterns": {"rows": []},
             "persist_pattern_quality": {"rows": []},
             "set_pattern_rules": {"rule_set": "own", "rules": [{"node_type": "Step"}]},
+            "ensure_check": {**GOODS, "name": "goods_n_check", "predicate": "n > 0"},
+            "ensure_not_null": {**GOODS, "column": "n"},
+            "ensure_unique": {**GOODS, **COLLAPSED, "name": "goods_k_key"},
+            "unique_step": {**GOODS, **COLLAPSED, "name": "goods_k_key"},
+            "collapse_duplicates": {**GOODS, **COLLAPSED},
+            "declare_constraint": {
+                **GOODS,
+                "name": "goods_n_check",
+                "kind": "check",
+                "predicate": "n > 0",
+            },
+            "undeclare_constraint": {**GOODS, "name": "goods_v_check"},
+            "constraint_states": {**GOODS, "name": "goods_v_check"},
+            "plan_constraints": {**GOODS, "name": "goods_v_check"},
+            "apply_constraints": {**GOODS, "name": "goods_v_check"},
+            "undo_constraint": {"table": "depot.parts", "name": "parts_k_key"},
+            "undo_repair": {"id": self.repair},
+            "show_repair": {"id": self.repair},
+            "repair_orphans": {"dry_run": False},
+            "repair_orphans_in": {
+                "outcomes": "depot.outcomes",
+                "inferences": "depot.inferences",
+                "dry_run": False,
+            },
             "uuid_v7_time": {"id": str(uuid7())},
             "import_models": {
                 "model_slug": f"gamma-{n}",
@@ -780,11 +1107,28 @@ class World:
         if routine in SET_FORMS:
             return single(self.conn, routine, types, row)
         try:
-            with self.conn.transaction():
-                rows = rows_of(self.conn, routine, types, row)
+            if routine in PROCEDURES:
+                rows = rows_of(self.conn, routine, types, row, "call")
+            else:
+                with self.conn.transaction():
+                    rows = rows_of(self.conn, routine, types, row)
         except psycopg.Error as error:
             return refusal(error)
         return Answer("accepted", values={"rows": rows})
+
+
+def stock(conn: Connection) -> int:
+    """A constraint that is declared and there, and a repair, whose id is returned."""
+    conn.execute("set client_min_messages = warning")
+    declare = "select routeledger.declare_constraint('depot.goods', 'goods_v_check', 'check', %s)"
+    conn.execute(declare, ["v <> ''"])
+    conn.execute("call routeledger.apply_constraints('depot.goods')")
+    row = conn.execute(
+        """select (detail -> 'repair_id')::bigint
+           from routeledger.ensure_unique('depot.parts', 'parts_k_key', '{k}', 'greatest n')"""
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 @pytest.fixture(scope="module")
@@ -795,10 +1139,12 @@ def world(server: Any, template: str) -> Iterator[World]:
         conn.adapters.register_loader("timestamptz", TextLoader)
         owner.execute(DIGEST)
         owner.execute(SHELF)
+        owner.execute(DEPOT.format(database=database.name).encode())
         set_clock(conn, NOON)
         conn.execute("""select routeledger.configure('{"retry_jitter": 0}')""")
         conn.execute("select routeledger.maintain()")
         types = public_routines(owner)
+        repair = stock(conn)
         decisions = []
         for n in range(6):
             row = {
@@ -821,6 +1167,7 @@ def world(server: Any, template: str) -> Iterator[World]:
             fields_of(owner, "model_input"),
             decisions[:3],
             decisions[3:],
+            repair,
         )
     server.drop_database(database.name)
 
@@ -889,13 +1236,14 @@ def check_single(
     tried: Sequence[Case],
     parameter: str,
     messages: Mapping[str, tuple[str, str]],
+    commits: bool = False,
 ) -> list[str]:
     """Every value on its own; what is refused changed nothing, what is accepted is taken back."""
     wrong = []
     before = world.digest()
     for case in tried:
         try:
-            if case.verdict is OK:
+            if case.verdict is OK and not commits:
                 with world.undone():
                     answer = call(case.value)
                 set_clock(world.conn, NOON)
@@ -981,7 +1329,14 @@ def test_a_parameter(
         return {**made, parameter: value}
 
     called = parameter if rule.called is None else rule.called
-    wrong = check_single(world, lambda v: world.call(routine, row(v)), tried, called, messages)
+    wrong = check_single(
+        world,
+        lambda v: world.call(routine, row(v)),
+        tried,
+        called,
+        messages,
+        commits=routine in PROCEDURES,
+    )
     if routine in SET_FORMS:
         wrong += check_set(world, routine, row, tried, called, messages)
     report(wrong)
@@ -1146,17 +1501,24 @@ def test_a_payload_of_nothing(
 ABOUT_TENANTS = {"grant_tenant", "revoke_tenant"}
 
 
+# What only they may call.
+OF_ADMINS = {"repair_orphans"}
+
+
 def takes_tenant() -> list[str]:
     return [r for r, rules in TABLE.items() if "tenant_id" in rules and r not in ABOUT_TENANTS]
 
 
 @pytest.fixture
-def bound(world: World) -> Iterator[Connection]:
-    """A writer who is bound to another tenant than the one acted upon."""
-    world.conn.execute("select routeledger.grant_tenant('test_writer', 'elsewhere')")
-    with world.database.connect("writer") as conn:
+def bound(world: World, routine: str) -> Iterator[Connection]:
+    """One who may call the routine and is bound to another tenant than the one acted upon."""
+    role = "admin" if routine in OF_ADMINS else "writer"
+    with world.database.connect() as owner, world.database.connect(role) as conn:
+        owner.execute(
+            "select routeledger.grant_tenant(%s::text::name, 'elsewhere')", [f"test_{role}"]
+        )
         yield conn
-    world.conn.execute("select routeledger.unbind_role('test_writer')")
+        owner.execute("select routeledger.unbind_role(%s::text::name)", [f"test_{role}"])
 
 
 @pytest.mark.parametrize("routine", takes_tenant())
