@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench import coalescing, cycle, partitions, upsert
+from bench import coalescing, constraints, cycle, partitions, upsert
 from bench.harness import Bench
 from tests.servers import Server, find_server, majors_requested
 
@@ -42,6 +42,7 @@ def measure_coalescing(bench: Bench, _: Path) -> dict[str, Any]:
 COMPARISONS = {
     "cycle": cycle.measure,
     "coalescing": measure_coalescing,
+    "constraints": constraints.measure,
     "partitions": partitions.measure,
     "upsert": upsert.measure,
 }
@@ -54,7 +55,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each round")
     parser.add_argument("--rounds", type=int, default=3, help="of each side")
     parser.add_argument(
-        "--rows", type=int, action="append", help="of an upsert, several times (10000 and 200000)"
+        "--rows",
+        type=int,
+        action="append",
+        help="of an upsert (10000 and 200000) or under a constraint (1000000), several times",
     )
     parser.add_argument("--major", type=int, default=majors_requested()[0])
     parser.add_argument("--json", action="store_true", help="print JSON and keep it")
