@@ -1,7 +1,7 @@
 -- 600 · Constraints: a table comes to hold the constraint that is declared, whatever it holds now.
 begin;
 \ir common.psql
-select plan(232);
+select plan(233);
 
 create schema tap600;
 create schema tap600_far;
@@ -129,6 +129,7 @@ select results_eq(
 select is(pg_temp.why('empty', 'a > 0) not valid, drop column a, add check (true'), 'RL116 a parenthesis is closed that was not opened', 'a predicate does not close its parenthesis');
 select is(pg_temp.why('empty', 'a > 0 not valid'), 'RL116 syntax error at or near "not"', 'nor add words of its own');
 select throws_ok($$ select routeledger.ensure_check('empty', 'c', 'nope > 0') $$, 'RL116', 'this cannot be the predicate of a constraint', 'no such column');
+select throws_ok($$ select routeledger.ensure_check('empty', 'c', 'nope.f(1)') $$, 'RL116', 'this cannot be the predicate of a constraint', 'no such schema');
 select is(pg_temp.why('empty', 'nope > 0'), 'RL116 column "nope" does not exist', 'DETAIL has what PostgreSQL says');
 select is(pg_temp.why('empty', 'a'), 'RL116 argument of CHECK must be type boolean, not type integer', 'not boolean');
 select is(pg_temp.why('empty', 'exists (select 1)'), 'RL116 cannot use subquery in check constraint', 'a query');

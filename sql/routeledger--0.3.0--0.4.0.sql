@@ -4536,7 +4536,7 @@ begin
         v_refused := case v_state when '25006' then 'read_only' else 'no_privilege' end;
       elsif v_stage = 'session' and left(v_state, 2) = '22' then
         v_fault := 'a literal of it cannot be read in a session with another TimeZone, DateStyle or IntervalStyle';
-      elsif v_stage <> 'table' and left(v_state, 2) in ('0A', '22', '2B', '42', '54') then
+      elsif v_stage <> 'table' and left(v_state, 2) in ('0A', '22', '2B', '3F', '42', '54') then
         v_fault := case when v_message ~ '\mpg_temp(_\d+)?\.' then 'it hands the whole row to something that takes rows of this table only: hand it the columns. ' else '' end || v_message;
       else
         raise;
@@ -12824,7 +12824,7 @@ Locks: as _undo(). Errors: as undo_repair().';
 
 comment on function routeledger.undo_repair(p_id bigint, p_force boolean, p_reason text, p_dry_run boolean) is
 'Takes a repair back: rows that it removed are restored byte for byte, rows that it changed are what they were, rows that it added are gone, and so is the index that it made possible; or nothing is done at all. The undo is a repair itself (repair_id): its own undo repeats the first one, the index included.
-Where rows have changed since, RL310 lists them (at most 20, and how many there are); p_force, for admins, overwrites them, and their images are kept too. With p_dry_run nothing is changed: the row says what would be done, and what is in the way. conflicts has the reason of each: changed, gone, taken (the key is in use again), index_changed, columns_added, owner_changed (whoever owns the table now may not read the images), not_allowed (the role that made the repair may not write what its undo would write), and what cannot be forced: columns_changed, table_missing, referenced, refused (by a constraint of the table). Generated columns follow by themselves. A constraint that is NOT VALID and lets rows be that violated it before it came lets them come back too, where the caller owns the table: it is taken off and put back within the same transaction, as the details of the undo say (suspended).
+Where rows have changed since, RL310 lists them (at most 20, and how many there are); p_force, for admins, overwrites those that the repair had changed or added, and their images are kept too; what had only stayed is left as it is. With p_dry_run nothing is changed: the row says what would be done, and what is in the way. conflicts has the reason of each: changed, gone, taken (the key is in use again), index_changed, columns_added, owner_changed (whoever owns the table now may not read the images), not_allowed (the role that made the repair may not write what its undo would write), and what cannot be forced: columns_changed, table_missing, referenced, refused (by a constraint of the table). Generated columns follow by themselves. A constraint that is NOT VALID and lets rows be that violated it before it came lets them come back too, where the caller owns the table: it is taken off and put back within the same transaction, as the details of the undo say (suspended).
 Locks: the advisory lock of the repair, then its tables (share row exclusive; access exclusive where its index goes or a constraint is taken off or comes back), for each at most 1 second, ten times; for rows at most 10 seconds. Errors: RL101, RL108, RL110, RL206, RL310, RL311, RL312, RL313, 42501, 55P03, and what triggers of the tables raise.';
 
 comment on function routeledger.show_repair(p_id bigint, p_limit integer) is

@@ -9287,7 +9287,7 @@ begin
         v_refused := case v_state when '25006' then 'read_only' else 'no_privilege' end;
       elsif v_stage = 'session' and left(v_state, 2) = '22' then
         v_fault := 'a literal of it cannot be read in a session with another TimeZone, DateStyle or IntervalStyle';
-      elsif v_stage <> 'table' and left(v_state, 2) in ('0A', '22', '2B', '42', '54') then
+      elsif v_stage <> 'table' and left(v_state, 2) in ('0A', '22', '2B', '3F', '42', '54') then
         v_fault := case when v_message ~ '\mpg_temp(_\d+)?\.' then 'it hands the whole row to something that takes rows of this table only: hand it the columns. ' else '' end || v_message;
       else
         raise;

@@ -453,7 +453,7 @@ from pg_class c where c.relnamespace <> 'pg_toast'::regnamespace
 union all
 select 'column', a.attrelid::text, a.attname::text,
   a.atttypid::text || coalesce(a.attmissingval::text, ''), a.attnotnull
-from pg_attribute a join pg_class c on c.oid = a.attrelid
+from pg_attribute a join pg_class c on c.oid = a.attrelid and c.relkind <> 'i'
 where c.relnamespace in ('"Sales Ledger"'::regnamespace, 'public'::regnamespace)
 union all
 select 'function', p.oid::text, p.proname::text, p.prosrc, p.prosecdef from pg_proc p
@@ -510,6 +510,7 @@ def attempt(
 @example(text="n > 0\n), drop constraint other, add constraint third check (true", name="hostile")
 @example(text="n > 0 --", name="hostile")
 @example(text="victims_are(n)", name="hostile")
+@example(text="nowhere.is_a_function(n)", name="hostile")
 @example(text="n > 0", name='"; drop table victims; --')
 @example(text="E'\\' or true) --' <> 'x'", name="hostile")
 @example(text="'\\' or true) --' <> 'x'", name="hostile")
@@ -568,6 +569,8 @@ def test_names_of_every_kind(victims: psycopg.Connection[Any], name: str, routin
 @example(column="n", where="n > 0) ; drop table victims; --", keep=None)
 @example(column="lower(t)", where=None, keep="greatest n; drop table victims")
 @example(column="n) where (true", where=None, keep=None)
+@example(column="id", where="0 < 0", keep=None)
+@example(column="nowhere.is_a_function(n)", where="nowhere.is_a_function(n)", keep=None)
 def test_keys_of_every_kind(
     victims: psycopg.Connection[Any], column: str, where: str | None, keep: str | None
 ) -> None:
