@@ -94,7 +94,7 @@ facts: $(VENV)/.test build ## what a fresh install holds, into sql/routeledger.f
 	@$(PY) -m tools.gen_facts
 
 .PHONY: freeze
-freeze: ## keep the assembled SQL as this version's release (never edited afterwards)
+freeze: build ## keep the assembled SQL as this version's release (never edited afterwards)
 	@$(or $(wildcard $(PY)),python3) tools/build_sql.py --freeze
 
 .PHONY: sync
