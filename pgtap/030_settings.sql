@@ -27,14 +27,17 @@ select set_eq(
   $$ select jsonb_object_keys(routeledger.configure()) $$,
   array['lease', 'id_window_past', 'id_window_future', 'event_at_max_age', 'partition_width', 'partitions_ahead',
     'retry_attempts_per_model', 'retry_max_attempts', 'retry_base', 'retry_cap', 'retry_jitter', 'implausible_factor',
-    'implausible_usd_per_mtok', 'rollup_look_back', 'repair_retention'],
+    'implausible_usd_per_mtok', 'rollup_look_back', 'repair_retention', 'cooldown_failures', 'cooldown_window', 'cooldown',
+    'cooldown_cap', 'cooldown_scope', 'probe_lease', 'assumed_cost_usd', 'budget_retention'],
   'configure() returns what can be set');
 select is(
   routeledger.configure('{}'),
   '{"lease": "00:05:00", "id_window_past": "90 days", "id_window_future": "01:00:00", "event_at_max_age": "10 years",
     "partition_width": "week", "partitions_ahead": 4, "retry_attempts_per_model": 2, "retry_max_attempts": 12,
     "retry_base": "00:00:00.5", "retry_cap": "00:00:20", "retry_jitter": 1, "implausible_factor": 10,
-    "implausible_usd_per_mtok": 10000, "rollup_look_back": "3 days", "repair_retention": "90 days"}'::jsonb,
+    "implausible_usd_per_mtok": 10000, "rollup_look_back": "3 days", "repair_retention": "90 days", "cooldown_failures": 3,
+    "cooldown_window": "00:01:00", "cooldown": "00:00:30", "cooldown_cap": "00:10:00", "cooldown_scope": "tenant",
+    "probe_lease": "00:00:10", "assumed_cost_usd": 0.01, "budget_retention": "400 days"}'::jsonb,
   'these are the defaults');
 select is(
   routeledger.configure('{"lease": "10 minutes", "retry_jitter": 0}') - array['lease', 'retry_jitter'],
@@ -47,11 +50,14 @@ select is(
     '{"lease": "1 second", "id_window_past": "1 hour", "id_window_future": "1 second", "event_at_max_age": "1 day",
       "partition_width": "day", "partitions_ahead": 1, "retry_attempts_per_model": 1, "retry_max_attempts": 1,
       "retry_base": "0", "retry_cap": "0", "retry_jitter": 0, "implausible_factor": 2, "implausible_usd_per_mtok": 1,
-      "rollup_look_back": "0", "repair_retention": "1 day"}'),
+      "rollup_look_back": "0", "repair_retention": "1 day", "cooldown_failures": 1, "cooldown_window": "1 second", "cooldown": "0",
+      "cooldown_cap": "0", "cooldown_scope": "all", "probe_lease": "1 second", "assumed_cost_usd": 0, "budget_retention": "1 day"}'),
   '{"lease": "00:00:01", "id_window_past": "01:00:00", "id_window_future": "00:00:01", "event_at_max_age": "1 day",
     "partition_width": "day", "partitions_ahead": 1, "retry_attempts_per_model": 1, "retry_max_attempts": 1,
     "retry_base": "00:00:00", "retry_cap": "00:00:00", "retry_jitter": 0, "implausible_factor": 2, "implausible_usd_per_mtok": 1,
-    "rollup_look_back": "00:00:00", "repair_retention": "1 day"}'::jsonb,
+    "rollup_look_back": "00:00:00", "repair_retention": "1 day", "cooldown_failures": 1, "cooldown_window": "00:00:01",
+    "cooldown": "00:00:00", "cooldown_cap": "00:00:00", "cooldown_scope": "all", "probe_lease": "00:00:01", "assumed_cost_usd": 0,
+    "budget_retention": "1 day"}'::jsonb,
   'all at once, to the lowest');
 select lives_ok(
   $$

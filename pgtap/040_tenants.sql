@@ -93,6 +93,10 @@ insert into routeledger.inferences (tenant_id, outcome_id, id, attempt_no, model
 select t, pg_temp.id(t || '/none'), pg_temp.id(t || '/none/1'), 1, 'tap040/m', pg_temp.t0(), pg_temp.t0()
 from unnest(array['tap040-a', 'tap040-b']) t;
 
+insert into routeledger.cooldowns (tenant_id, model_slug, until_at, first_failed_at, last_failed_at)
+select t, 'tap040/m', pg_temp.t0() + interval '1 hour', pg_temp.t0(), pg_temp.t0() from unnest(array['tap040-a', 'tap040-b']) t;
+insert into routeledger.budgets (tenant_id, name, scope, subject, period, limit_usd, shards, created_at)
+select t, 'tap040', 'tenant', '', 'day', 1, 1, pg_temp.t0() from unnest(array['tap040-a', 'tap040-b']) t;
 insert into routeledger.model_performance_buckets (tenant_id, model_key, day, n)
 select t, 'tap040/m', (pg_temp.t0() at time zone 'UTC')::date, 1 from unnest(array['tap040-a', 'tap040-b']) t;
 
@@ -114,7 +118,7 @@ set local role tap040_free;
 select results_eq(
   $$ select s.view_name, s.tenants like '%tap040-a tap040-b%' from pg_temp.seen() s $$,
   $$
-    values ('attempts', true), ('decisions', true), ('in_flight', true), ('implausible_costs', true), ('model_performance', true),
+    values ('attempts', true), ('budget_status', true), ('decisions', true), ('model_cooldowns', true), ('in_flight', true), ('implausible_costs', true), ('model_performance', true),
       ('orphans', true), ('reconciliation', true)
     order by 1
   $$,
@@ -146,7 +150,10 @@ insert into writer values
   ('record_payload', $$ select routeledger.record_payload('tap040-b', pg_temp.id('tap040-b/open'), pg_temp.id('x'), '{}') $$),
   ('reap', $$ select routeledger.reap(p_tenant_id => 'tap040-b') $$),
   ('model_performance_between', $$ select routeledger.model_performance_between('tap040-b', current_date, current_date) $$),
-  ('rollup_model_performance', $$ select routeledger.rollup_model_performance(p_tenant_id => 'tap040-b') $$);
+  ('rollup_model_performance', $$ select routeledger.rollup_model_performance(p_tenant_id => 'tap040-b') $$),
+  ('rank_candidates', $$ select routeledger.rank_candidates('tap040-b') $$),
+  ('replay_policy', $$ select routeledger.replay_policy('tap040-b') $$),
+  ('route', $$ select routeledger.route('tap040-b') $$);
 select set_eq(
   $$ select w.name from writer w $$,
   $$
@@ -184,12 +191,15 @@ select results_eq(
     union all
     select 'record_payloads', r.status, r.code from routeledger.record_payloads(
       jsonb_build_array(jsonb_build_object('tenant_id', 'tap040-b', 'id', pg_temp.id('tap040-b/open')))) r
+    union all
+    select 'routes', r.status, r.code from routeledger.routes(jsonb_build_array(jsonb_build_object('tenant_id', 'tap040-b'))) r
   $$,
   $$
     values
       ('insert_decisions', 'refused', 'RL110'), ('insert_decisions', 'accepted', null),
       ('start_attempts', 'refused', 'RL110'), ('fail_attempts', 'refused', 'RL110'), ('complete_decisions', 'refused', 'RL110'),
-      ('extend_leases', 'refused', 'RL110'), ('record_outcomes', 'refused', 'RL110'), ('record_payloads', 'refused', 'RL110')
+      ('extend_leases', 'refused', 'RL110'), ('record_outcomes', 'refused', 'RL110'), ('record_payloads', 'refused', 'RL110'),
+      ('routes', 'refused', 'RL110')
   $$,
   'and so does each set form, row by row');
 select lives_ok(

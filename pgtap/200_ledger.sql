@@ -72,7 +72,13 @@ select results_eq(
       ('created_at', 'timestamp with time zone', true, null),
       ('lease_expires_at', 'timestamp with time zone', false, null),
       ('abandoned_at', 'timestamp with time zone', false, null),
-      ('completed_at', 'timestamp with time zone', false, null)
+      ('completed_at', 'timestamp with time zone', false, null),
+      ('budget_key', 'text', false, null),
+      ('deadline_at', 'timestamp with time zone', false, null),
+      ('ruleset_hash', 'text', false, null),
+      ('propensity', 'double precision', false, null),
+      ('holds_budget', 'boolean', true, 'false'),
+      ('probe_attempt_id', 'uuid', false, null)
   $$,
   'routing_outcomes');
 select results_eq(

@@ -1,7 +1,7 @@
 -- 220 · insert_decision: the decision and its first attempt, before the provider is called.
 begin;
 \ir common.psql
-select plan(54);
+select plan(73);
 
 insert into routeledger.models (model_slug, provider) values ('tap220/known', 'tap-provider');
 
@@ -408,6 +408,114 @@ select ok(
 select is_empty($$ select * from routeledger.orphans o where o.tenant_id like 'tap220%' $$, 'no orphans');
 select is_empty(
   $$ select * from routeledger.reconciliation r where r.tenant_id like 'tap220%' and not r.agrees $$, 'the sums agree');
+
+-- budgets
+reset role;
+do $$
+begin
+  perform pg_temp.at('0');
+  perform routeledger.set_budget('tap220b', 'tenant', 1);
+  perform routeledger.set_budget('tap220b', 'keys', 0.3, 'key', '*');
+end
+$$;
+create function pg_temp.money() returns text language sql volatile security definer
+as $$
+  select string_agg(format('%s%s %s', b.name, ' ' || nullif(b.subject, ''), trim_scale(b.reserved_usd)), ', ' order by b.name, b.subject)
+  from routeledger.budget_status b where b.tenant_id = 'tap220b'
+$$;
+create function pg_temp.held(p_name text) returns boolean language sql volatile security definer
+as $$ select o.holds_budget from routeledger.routing_outcomes o where o.tenant_id like 'tap220%' and o.id = pg_temp.id(p_name) $$;
+create function pg_temp.buy(p_name text, p_cost text, p_key text default null, p_cap numeric default null) returns boolean language sql volatile
+as $$
+  select d.created
+  from routeledger.insert_decision('tap220b', pg_temp.id(p_name), p_candidates => format('[{"model_slug": "m", "projected_cost_usd": %s}]', p_cost)::jsonb,
+    p_budget_cap_usd => p_cap, p_budget_key => p_key) d
+$$;
+set local role routeledger_writer;
+select is(pg_temp.buy('b1', '0.2', 'k'), true, 'a decision reserves what its candidate is projected to cost');
+select is(pg_temp.buy('b2', '"much"', null, 0.05), true, 'or its cap, where that is not a number');
+select is(pg_temp.buy('b3', '-1'), true, 'or what is assumed');
+select is(pg_temp.money(), 'keys k 0.2, tenant 0.26', 'in each budget that concerns it');
+select is(pg_temp.buy('b1', '0.2', 'k'), false, 'a replay reserves nothing');
+select is(pg_temp.money(), 'keys k 0.2, tenant 0.26', 'again');
+select throws_ok($$ select pg_temp.buy('b4', '0.2', 'k') $$, 'RL504', 'a budget does not cover this decision', 'a budget that lacks refuses');
+select is(
+  (select c.detail from pg_temp.caught($$ select pg_temp.buy('b4', '0.2', 'k') $$) c),
+  jsonb_build_object('id', pg_temp.id('b4'), 'tenant_id', 'tap220b', 'budget', 'keys', 'scope', 'key', 'subject', 'k', 'period', 'day', 'limit_usd', 0.3,
+    'remaining_usd', 0.1, 'wanted_usd', 0.2, 'resets_at', date_trunc('day', pg_temp.t0()) + interval '1 day'), 'DETAIL says which, and until when');
+select is(pg_temp.held('b4'), null, 'and nothing is written');
+select is(pg_temp.buy('b1', '0.2', 'k'), false, 'what is known is known, however short the budget');
+select throws_ok($$ select pg_temp.buy('b1', '0.25', 'k') $$, 'RL301', 'this id already holds a different payload', 'and what differs differs');
+select results_eq(
+  $$
+    select r.ord, r.status, r.code, r.detail ->> 'budget', r.id
+    from routeledger.insert_decisions(pg_temp.each(
+      '{"tenant_id": "tap220b", "budget_key": "k", "candidates": [{"model_slug": "m", "projected_cost_usd": 0.06}]}',
+      jsonb_build_array(
+        jsonb_build_object('id', pg_temp.id('c1')), jsonb_build_object('id', pg_temp.id('c2')), jsonb_build_object('id', pg_temp.id('c3'), 'budget_key', 'other'),
+        jsonb_build_object('id', pg_temp.id('c4'), 'candidates', '[{"model_slug": "m", "projected_cost_usd": 5}]'::jsonb),
+        jsonb_build_object('id', pg_temp.id('b1'), 'candidates', '[{"model_slug": "m", "projected_cost_usd": 0.2}]'::jsonb),
+        jsonb_build_object('id', pg_temp.id('c5'), 'traffic_class', 'replay'), jsonb_build_object('id', pg_temp.id('c6'), 'candidates', '[]'::jsonb),
+        jsonb_build_object('id', pg_temp.id('c7'), 'tenant_id', 'tap220')))) r
+    order by 1
+  $$,
+  $$
+    select x.ord, x.status, x.code, x.budget, case when x.name is not null then pg_temp.id(x.name) end
+    from (values (1, 'accepted', null, null, 'c1'), (2, 'refused', 'RL504', 'keys', null), (3, 'accepted', null, null, 'c3'), (4, 'refused', 'RL504', 'keys', null),
+      (5, 'replayed', null, null, 'b1'), (6, 'accepted', null, null, 'c5'), (7, 'accepted', null, null, 'c6'), (8, 'accepted', null, null, 'c7')
+    ) x (ord, status, code, budget, name)
+    where pg_temp.id('c1') < pg_temp.id('c2')
+    union all
+    select x.ord, x.status, x.code, x.budget, case when x.name is not null then pg_temp.id(x.name) end
+    from (values (1, 'refused', 'RL504', 'keys', null), (2, 'accepted', null, null, 'c2'), (3, 'accepted', null, null, 'c3'), (4, 'refused', 'RL504', 'keys', null),
+      (5, 'replayed', null, null, 'b1'), (6, 'accepted', null, null, 'c5'), (7, 'accepted', null, null, 'c6'), (8, 'accepted', null, null, 'c7')
+    ) x (ord, status, code, budget, name)
+    where pg_temp.id('c1') > pg_temp.id('c2')
+    order by 1
+  $$,
+  'in a batch each is covered or refused, in the order of their ids; replays of traffic, rejections and other tenants are not concerned');
+select is(pg_temp.money(), 'keys k 0.26, keys other 0.06, tenant 0.38', 'and reserves what was accepted');
+select results_eq(
+  $$ select n, pg_temp.held(n) from unnest(array['b1', 'c3', 'c5', 'c6', 'c7']) n $$,
+  $$ values ('b1', true), ('c3', true), ('c5', false), ('c6', false), ('c7', false) $$, 'a decision knows whether it holds anything');
+select results_eq(
+  $$
+    select r.ord, r.status, r.code
+    from routeledger.insert_decisions(jsonb_build_array(jsonb_build_object('tenant_id', 'tap220b', 'budget_key', 'k', 'id', pg_temp.id('c8'),
+      'candidates', '[{"model_slug": "m", "projected_cost_usd": 0.06}]'::jsonb))) r
+  $$,
+  $$ values (1, 'refused', 'RL504') $$, 'a batch of one likewise');
+
+-- what a router says of its choice
+select results_eq(
+  $$
+    select d.created
+    from generate_series(1, 2) n
+    cross join lateral routeledger.insert_decision('tap220', pg_temp.id('routed'), p_candidates => '["m"]', p_deadline => '20 seconds', p_ruleset_hash => 'abc',
+      p_propensity => 0.25 + 0 * n) d
+  $$,
+  $$ values (true), (false) $$, 'deadline, rules and propensity are part of a decision');
+reset role;
+select results_eq(
+  $$ select o.deadline_at, o.ruleset_hash, o.propensity from routeledger.routing_outcomes o where o.tenant_id = 'tap220' and o.id = pg_temp.id('routed') $$,
+  $$ values (pg_temp.t0() + interval '20 seconds', 'abc', 0.25::double precision) $$, 'and kept with it');
+set local role routeledger_writer;
+select throws_ok(
+  $$ select routeledger.insert_decision('tap220', pg_temp.id('routed'), p_candidates => '["m"]', p_deadline => '21 seconds', p_ruleset_hash => 'abc', p_propensity => 0.25) $$,
+  'RL301', 'this id already holds a different payload', 'another deadline is another decision');
+select results_eq(
+  $$
+    select r.ord, r.code, r.detail ->> 'parameter'
+    from routeledger.insert_decisions(pg_temp.each('{"tenant_id": "tap220", "candidates": ["m"]}', jsonb_build_array(
+      '{"budget_key": ""}'::jsonb, jsonb_build_object('budget_key', repeat('x', 201)), '{"deadline": "-1 second"}'::jsonb, '{"deadline": "31 days"}'::jsonb,
+      '{"ruleset_hash": ""}'::jsonb, jsonb_build_object('ruleset_hash', repeat('x', 201)), '{"propensity": 1.01}'::jsonb, '{"propensity": "NaN"}'::jsonb))) r
+  $$,
+  $$
+    values (1, 'RL103', 'budget_key'), (2, 'RL108', 'budget_key'), (3, 'RL103', 'deadline'), (4, 'RL103', 'deadline'), (5, 'RL103', 'ruleset_hash'),
+      (6, 'RL108', 'ruleset_hash'), (7, 'RL103', 'propensity'), (8, 'RL103', 'propensity')
+  $$,
+  'each has its range');
+reset role;
 
 select * from finish();
 rollback;

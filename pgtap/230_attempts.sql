@@ -4,12 +4,12 @@ begin;
 do $$
 begin
   perform routeledger.configure('{"lease": "5 minutes", "retry_attempts_per_model": 2, "retry_max_attempts": 5, "retry_base": "2 seconds",
-    "retry_cap": "20 seconds", "retry_jitter": 0}');
+    "retry_cap": "20 seconds", "retry_jitter": 0, "cooldown": "0", "cooldown_cap": "0"}');
 end
 $$;
 insert into routeledger.models (model_slug, provider) values ('tap230/a', 'pa'), ('tap230/b', 'pb');
 insert into routeledger.model_prices (model_slug, valid_from, input_usd_per_mtok, output_usd_per_mtok) values ('tap230/a', 'epoch', 2, 8);
-select plan(73);
+select plan(96);
 
 create function pg_temp.decision(p_name text) returns setof routeledger.routing_outcomes
 language sql stable security definer
@@ -44,7 +44,8 @@ select results_eq(
       pg_temp.id('policy/2'), 1000, 500, null, 9000, 120, 'resp-1') f
   $$,
   $$
-    values (pg_temp.id('policy'), pg_temp.id('policy/1'), 'retry', pg_temp.id('policy/2'), 2, 'tap230/a', 'pa', 3000::bigint, null::text, true)
+    values (pg_temp.id('policy'), pg_temp.id('policy/1'), 'retry', pg_temp.id('policy/2'), 2, 'tap230/a', 'pa', 3000::bigint, null::text, true,
+      pg_temp.t0() + interval '13 seconds')
   $$,
   'a busy provider is tried again, after the time it asks for');
 select results_eq(
@@ -96,7 +97,7 @@ select results_eq(
 -- other ways out
 do $$ begin perform pg_temp.at('0'); perform pg_temp.decide('client'); perform pg_temp.at('2 seconds'); end $$;
 select results_eq(
-  $$ select * from pg_temp.fail('client', 1, 401) $$,
+  $$ select * from pg_temp.fail('client', 1, 404) $$,
   $$ values ('failover', 2, 'tap230/b', 'pb', 0::bigint, null::text, true) $$, 'what this model would answer again goes to the next at once');
 select is(
   (select i.latency_ms from pg_temp.attempts('client') i where i.attempt_no = 1), 2000::double precision, 'latency is measured where it is not given');
@@ -123,7 +124,7 @@ select results_eq(
   $$ values ('failover', 2, 'tap230/a', 'pa', 0::bigint, null::text, true) $$, 'a model from outside the ranking fails over into it');
 do $$ begin perform pg_temp.decide('twice', '[{"model_slug": "tap230/m", "provider": "p1"}, {"model_slug": "tap230/m", "provider": "p2"}]'); end $$;
 select results_eq(
-  $$ select * from pg_temp.fail('twice', 1, 401) $$,
+  $$ select * from pg_temp.fail('twice', 1, 404) $$,
   $$ values ('failover', 2, 'tap230/m', 'p2', 0::bigint, null::text, true) $$, 'the same model at another provider is another candidate');
 select results_eq(
   $$ select * from pg_temp.fail('twice', 2, 500) $$,
@@ -168,7 +169,8 @@ select results_eq(
       pg_temp.id('policy/2'), 1000, 500, null, 9000, 120, 'resp-1') f
   $$,
   $$
-    values (pg_temp.id('policy'), pg_temp.id('policy/1'), 'retry', pg_temp.id('policy/2'), 2, 'tap230/a', 'pa', 3000::bigint, null::text, false)
+    values (pg_temp.id('policy'), pg_temp.id('policy/1'), 'retry', pg_temp.id('policy/2'), 2, 'tap230/a', 'pa', 3000::bigint, null::text, false,
+      pg_temp.t0() + interval '13 seconds')
   $$,
   'the same failure again gets the same answer');
 select results_eq(
@@ -485,6 +487,97 @@ select results_eq(
 select is_empty($$ select * from routeledger.orphans o where o.tenant_id like 'tap230%' $$, 'no orphans');
 select is_empty(
   $$ select * from routeledger.reconciliation r where r.tenant_id like 'tap230%' and not r.agrees $$, 'the sums agree');
+
+-- cooldowns: what a failure does to the model, and the model to what follows
+do $$
+begin
+  perform routeledger.configure('{"cooldown": "30 seconds", "cooldown_cap": "10 minutes", "cooldown_failures": 3, "probe_lease": "10 seconds",
+    "retry_attempts_per_model": 2, "retry_max_attempts": 5}');
+  perform pg_temp.at('0');
+end
+$$;
+create function pg_temp.cool(p_model text) returns text language sql volatile security definer
+as $$
+  select format('%s %s %s', m.state, extract(epoch from m.until_at - pg_temp.t0())::integer, m.probe_attempt_id is not null)
+  from routeledger.model_cooldowns m where m.tenant_id = 'tap230' and m.model_slug = p_model
+$$;
+create function pg_temp.next(p_name text, p_no integer, p_status integer, p_retry_after_ms bigint default null, p_error text default 'http')
+returns table (action text, next_model text, delay_ms bigint, available numeric)
+language sql volatile
+as $$
+  select f.action, f.next_model_slug, f.delay_ms, round(extract(epoch from f.available_at - pg_temp.t0()), 3)
+  from routeledger.fail_attempt('tap230', pg_temp.id(p_name), pg_temp.id(p_name || '/' || p_no), p_error, p_http_status => p_status,
+    p_retry_after_ms => p_retry_after_ms, p_next_attempt_id => pg_temp.id(p_name || '/' || p_no + 1)) f
+$$;
+create function pg_temp.open(p_name text, p_models text[], p_deadline interval default null, p_costs numeric[] default null, p_cap numeric default null) returns void
+language sql volatile
+as $$
+  select routeledger.insert_decision('tap230', pg_temp.id(p_name), p_attempt_id => pg_temp.id(p_name || '/1'), p_deadline => p_deadline, p_budget_cap_usd => p_cap,
+    p_candidates => (
+      select jsonb_agg(jsonb_strip_nulls(jsonb_build_object('model_slug', m, 'projected_cost_usd', c)) order by n)
+      from unnest(p_models, p_costs) with ordinality x (m, c, n)))
+$$;
+set local role routeledger_writer;
+do $$ begin perform pg_temp.open('k1', '{c1,c2}'); perform pg_temp.open('k2', '{c1,c2}'); perform pg_temp.open('k3', '{c3,c1,c2}'); perform pg_temp.open('k4', '{c1}'); end $$;
+select results_eq($$ select * from pg_temp.next('k1', 1, 429, 4000) $$, $$ values ('retry', 'c1', 4000::bigint, 4.000) $$, 'a provider that says for how long');
+select is(pg_temp.cool('c1'), 'open 4 t', 'is left alone for as long, and the one who waits will be its probe');
+select results_eq($$ select * from pg_temp.next('k2', 1, 500) $$, $$ values ('failover', 'c2', 0::bigint, 0.000) $$, 'others go on to the next at once');
+select results_eq($$ select * from pg_temp.next('k3', 1, 400, null, 'ContextWindowExceededError') $$, $$ values ('failover', 'c2', 0::bigint, 0.000) $$, 'passing over what cools down');
+select results_eq($$ select * from pg_temp.next('k4', 1, 503) $$, $$ values ('retry', 'c1', 14000::bigint, 14.000) $$, 'who has no other waits until the probe is back');
+select results_eq($$ select * from pg_temp.next('k2', 1, 500) $$, $$ values ('failover', 'c2', 0::bigint, 0.000) $$, 'the same failure again gets the same answer');
+do $$ begin perform pg_temp.at('4 seconds'); perform pg_temp.next('k1', 2, 503); end $$;
+select is(pg_temp.cool('c1'), 'open 64 f', 'a probe that fails opens the cooldown again, for twice as long');
+do $$ begin perform pg_temp.open('k5', '{c1}', '40 seconds'); end $$;
+select results_eq($$ select * from pg_temp.next('k5', 1, 503) $$, $$ values ('give_up', null::text, 60000::bigint, 64.000) $$, 'who cannot wait so long gives up, and is told for how long');
+select results_eq($$ select * from pg_temp.next('k5', 1, 503) $$, $$ values ('give_up', null::text, 60000::bigint, 64.000) $$, 'and told so again');
+do $$ begin perform pg_temp.open('k6', '{c1}', '2 minutes'); end $$;
+select results_eq($$ select * from pg_temp.next('k6', 1, 503) $$, $$ values ('retry', 'c1', 60000::bigint, 64.000) $$, 'who has the time waits');
+do $$ begin perform pg_temp.at('64 seconds'); perform routeledger.fail_attempt('tap230', pg_temp.id('k6'), pg_temp.id('k6/2'), 'x', p_next => 'hold'); end $$;
+select is(pg_temp.cool('c1'), 'open 184 f', 'a probe may end on hold as well');
+do $$ begin perform pg_temp.at('185 seconds'); perform routeledger.start_attempt('tap230', pg_temp.id('k6'), 'c1', pg_temp.id('k6/3')); end $$;
+select is(pg_temp.cool('c1'), 'probing 184 t', 'an attempt started by hand is a probe where one is due');
+do $$
+begin
+  perform routeledger.complete_decision('tap230', pg_temp.id('k6'), 'succeeded', p_input_tokens => 1, p_output_tokens => 1);
+  perform pg_temp.at('0');
+end
+$$;
+select is(pg_temp.cool('c1'), null, 'and its success ends the cooldown');
+do $$ begin perform pg_temp.open('k7', '{d1,d2}'); end $$;
+select results_eq($$ select * from pg_temp.next('k7', 1, 401) $$, $$ values ('give_up', null::text, 0::bigint, null::numeric) $$, 'what would fail everywhere gives up at once');
+do $$ begin perform pg_temp.open('k8', '{d1,d2}', '0'); perform pg_temp.at('1 second'); end $$;
+select results_eq($$ select * from pg_temp.next('k8', 1, 500) $$, $$ values ('give_up', null::text, 0::bigint, null::numeric) $$, 'after its deadline nothing is tried any more');
+do $$ begin perform pg_temp.at('0'); perform pg_temp.open('k9', '{d1,d2,d3}', null, array[0.1, 0.5, 0.2], 0.3); end $$;
+select results_eq($$ select * from pg_temp.next('k9', 1, 404) $$, $$ values ('failover', 'd3', 0::bigint, 0.000) $$, 'what costs more than the decision''s cap is passed over');
+do $$ begin perform pg_temp.open('kx', '{e1,e2}'); perform pg_temp.open('ky', '{e1,e2}'); perform pg_temp.open('kz', '{e2}'); end $$;
+select results_eq(
+  $$
+    select r.ord, r.action, r.next_model_slug
+    from routeledger.fail_attempts(jsonb_build_array(
+      jsonb_build_object('tenant_id', 'tap230', 'id', pg_temp.id('kx'), 'attempt_id', pg_temp.id('kx/1'), 'error_type', 'RateLimitError', 'retry_after_ms', 30000),
+      jsonb_build_object('tenant_id', 'tap230', 'id', pg_temp.id('ky'), 'attempt_id', pg_temp.id('ky/1'), 'error_type', 'RateLimitError', 'retry_after_ms', 30000),
+      jsonb_build_object('tenant_id', 'tap230', 'id', pg_temp.id('kz'), 'attempt_id', pg_temp.id('kz/1'), 'error_type', 'x', 'http_status', 404))) r
+  $$,
+  $$ values (1, 'failover', 'e2'), (2, 'failover', 'e2'), (3, 'give_up', null) $$, 'a batch of failures cools models down too');
+select is(pg_temp.cool('e1'), 'open 30 f', 'once');
+reset role;
+
+-- budgets
+do $$ begin perform routeledger.set_budget('tap230', 'b', 1, p_period => 'total'); end $$;
+create function pg_temp.money() returns text language sql volatile security definer
+as $$ select format('%s %s', trim_scale(b.reserved_usd), trim_scale(b.spent_usd)) from routeledger.budget_status b where b.tenant_id = 'tap230' $$;
+set local role routeledger_writer;
+do $$ begin perform pg_temp.open('m1', '{f1,f2,f3}', null, array[0.1, 0.95, 0.3]); perform pg_temp.open('m2', '{f1}', null, array[0.1]); end $$;
+select results_eq($$ select * from pg_temp.next('m1', 1, 404) $$, $$ values ('failover', 'f3', 0::bigint, 0.000) $$, 'what the budget does not cover is passed over');
+select is(pg_temp.money(), '0.4 0', 'what is held is raised to what the next may cost');
+do $$ begin perform routeledger.fail_attempt('tap230', pg_temp.id('m1'), pg_temp.id('m1/2'), 'x', p_http_status => 400, p_cost_usd => 0.05); end $$;
+select is(pg_temp.money(), '0.1 0.05', 'giving up settles what the attempts have cost');
+select is(
+  (select r.action from routeledger.fail_attempts(pg_temp.each(jsonb_build_object('tenant_id', 'tap230', 'id', pg_temp.id('m2'), 'attempt_id', pg_temp.id('m2/1'),
+    'error_type', 'x', 'http_status', 400, 'input_tokens', 10), '[{}, {}]')) r where r.ord = 1), 'give_up', 'so does a batch');
+select is(pg_temp.money(), '0 0.15', 'where usage at an unknown price counts as what was reserved');
+reset role;
+do $$ begin perform routeledger.drop_budget('tap230', 'b'); end $$;
 
 select * from finish();
 rollback;

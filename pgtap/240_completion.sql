@@ -5,7 +5,7 @@ do $$ begin perform routeledger.configure('{"lease": "5 minutes", "retry_attempt
 insert into routeledger.models (model_slug, provider) values ('tap240/a', 'pa');
 insert into routeledger.model_prices (model_slug, valid_from, input_usd_per_mtok, output_usd_per_mtok, cache_read_usd_per_mtok)
 values ('tap240/a', 'epoch', 2, 8, 0.5);
-select plan(64);
+select plan(80);
 
 create function pg_temp.decision(p_name text) returns setof routeledger.routing_outcomes
 language sql stable security definer
@@ -460,6 +460,78 @@ select results_eq(
 select is_empty($$ select * from routeledger.orphans o where o.tenant_id like 'tap240%' $$, 'no orphans');
 select is_empty(
   $$ select * from routeledger.reconciliation r where r.tenant_id like 'tap240%' and not r.agrees $$, 'the sums agree');
+
+-- budgets
+reset role;
+do $$ begin perform pg_temp.at('0'); perform routeledger.set_budget('tap240b', 'b', 1, p_period => 'total'); end $$;
+create function pg_temp.money() returns text language sql volatile security definer
+as $$ select format('%s %s', trim_scale(b.reserved_usd), trim_scale(b.spent_usd)) from routeledger.budget_status b where b.tenant_id = 'tap240b' $$;
+create function pg_temp.buy(p_name text) returns void language sql volatile
+as $$
+  select routeledger.insert_decision('tap240b', pg_temp.id(p_name), p_candidates => '[{"model_slug": "tap240b", "projected_cost_usd": 0.1}]', p_lease => '1 minute')
+$$;
+create function pg_temp.sell(p_name text, p_cost numeric, p_status text default 'succeeded') returns boolean language sql volatile
+as $$
+  select c.created
+  from routeledger.complete_decision('tap240b', pg_temp.id(p_name), p_status, p_cost_usd => p_cost, p_error_type => case p_status when 'failed' then 'x' end,
+    p_input_tokens => case p_status when 'succeeded' then 1 end, p_output_tokens => case p_status when 'succeeded' then 1 end) c
+$$;
+set local role routeledger_writer;
+do $$ begin perform pg_temp.buy('m' || n) from generate_series(1, 8) n; end $$;
+select is(pg_temp.money(), '0.8 0', 'eight decisions hold their projected cost');
+select is(pg_temp.sell('m1', 0.03), true, 'a completion');
+select is(pg_temp.money(), '0.7 0.03', 'settles what it cost');
+select is(pg_temp.sell('m1', 0.03), false, 'a replay of it');
+select is(pg_temp.money(), '0.7 0.03', 'nothing more');
+do $$ begin perform pg_temp.sell('m2', null); end $$;
+select is(pg_temp.money(), '0.6 0.13', 'a success at an unknown cost counts as what was reserved');
+do $$ begin perform pg_temp.sell('m3', null, 'failed'); end $$;
+select is(pg_temp.money(), '0.5 0.13', 'a failure without usage as nothing');
+do $$ begin perform pg_temp.sell('m4', 0.4); end $$;
+select is(pg_temp.money(), '0.4 0.53', 'a cost beyond what was reserved is spent all the same');
+do $$ begin perform routeledger.complete_decision('tap240b', pg_temp.id('m5'), 'failed', p_decision_rule_override => 'no_network'); end $$;
+select is(pg_temp.money(), '0.3 0.53', 'what was never dispatched costs nothing');
+select results_eq(
+  $$
+    select r.ord, r.status
+    from routeledger.complete_decisions(pg_temp.each('{"tenant_id": "tap240b", "outcome_status": "succeeded", "input_tokens": 1, "output_tokens": 1, "cost_usd": 0.01}',
+      jsonb_build_array(jsonb_build_object('id', pg_temp.id('m6')), jsonb_build_object('id', pg_temp.id('m7')), jsonb_build_object('id', pg_temp.id('m6')),
+        jsonb_build_object('id', pg_temp.id('m1'), 'cost_usd', 0.03)))) r
+  $$,
+  $$ values (1, 'accepted'), (2, 'accepted'), (3, 'replayed'), (4, 'replayed') $$, 'a batch');
+select is(pg_temp.money(), '0.1 0.55', 'settles each once');
+reset role;
+do $$ begin perform pg_temp.at('1 hour'); perform routeledger.reap(p_tenant_id => 'tap240b'); end $$;
+select is(pg_temp.money(), '0 0.55', 'the reaper releases what was abandoned');
+set local role routeledger_writer;
+do $$ begin perform pg_temp.sell('m8', 0.02); end $$;
+select is(pg_temp.money(), '0 0.57', 'and a late completion is spent after all');
+reset role;
+select is((select count(*) from routeledger.budget_holds h where h.tenant_id = 'tap240b'), 0::bigint, 'nothing is held in the end');
+do $$ begin perform routeledger.drop_budget('tap240b', 'b'); end $$;
+
+-- probes
+insert into routeledger.cooldowns (tenant_id, model_slug, until_at, opened_count, first_failed_at, last_failed_at, probe_attempt_id, probe_until)
+select 'tap240b', 'p' || n, pg_temp.t0(), 1, pg_temp.t0(), pg_temp.t0(), pg_temp.id('probe' || n || '/1'), pg_temp.t0() + interval '1 day' from generate_series(1, 4) n;
+do $$ begin perform pg_temp.at('0'); end $$;
+do $$
+begin
+  for n in 1 .. 5 loop
+    perform routeledger.insert_decision('tap240b', pg_temp.id('probe' || n), p_attempt_id => pg_temp.id('probe' || n || '/1'), p_candidates => format('["p%s"]', least(n, 4))::jsonb);
+  end loop;
+  update routeledger.routing_outcomes o set probe_attempt_id = o.open_attempt_id
+  where o.tenant_id = 'tap240b' and o.id in (select pg_temp.id('probe' || n) from generate_series(1, 4) n);
+end
+$$;
+set local role routeledger_writer;
+do $$ begin perform pg_temp.sell('probe5', 0); perform pg_temp.sell('probe1', 0); perform pg_temp.sell('probe2', 0, 'failed'); end $$;
+select is(
+  (select r.status from routeledger.complete_decisions(pg_temp.each('{"tenant_id": "tap240b", "outcome_status": "succeeded", "input_tokens": 1, "output_tokens": 1}',
+    jsonb_build_array(jsonb_build_object('id', pg_temp.id('probe3')), jsonb_build_object('id', pg_temp.id('probe3'))))) r where r.ord = 1), 'accepted', 'probes in a batch');
+reset role;
+select results_eq(
+  $$ select c.model_slug, c.probe_attempt_id is not null, c.until_at > pg_temp.t0(), c.opened_count from routeledger.cooldowns c where c.tenant_id = 'tap240b' order by 1 $$,
+  $$ values ('p2', false, true, 2), ('p4', true, false, 1) $$, 'a probe that succeeds ends the cooldown, one that fails renews it, and what is no probe touches nothing');
 
 select * from finish();
 rollback;

@@ -4,7 +4,7 @@ begin;
 do $$ begin perform routeledger.configure('{"retry_max_attempts": 2}'); end $$;
 insert into routeledger.models (model_slug, provider) values ('tap250/a', 'pa');
 insert into routeledger.model_prices (model_slug, valid_from, input_usd_per_mtok, output_usd_per_mtok) values ('tap250/a', 'epoch', 2, 8);
-select plan(42);
+select plan(43);
 
 create function pg_temp.decision(p_name text) returns setof routeledger.routing_outcomes
 language sql stable security definer
@@ -352,6 +352,24 @@ select results_eq(
 select is_empty($$ select * from routeledger.orphans o where o.tenant_id like 'tap250%' $$, 'no orphans');
 select is_empty(
   $$ select * from routeledger.reconciliation r where r.tenant_id like 'tap250%' and not r.agrees $$, 'the sums agree');
+
+-- budgets
+reset role;
+do $$ begin perform pg_temp.at('0'); perform routeledger.set_budget('tap250b', 'b', 0.1, p_period => 'total'); end $$;
+set local role routeledger_writer;
+do $$
+begin
+  perform routeledger.record_outcome('tap250b', pg_temp.id('paid'), p_attempts => '[{"model_slug": "m", "status": "succeeded", "input_tokens": 1, "output_tokens": 1, "cost_usd": 0.3}]')
+  from generate_series(1, 2);
+  perform routeledger.record_outcome('tap250b', pg_temp.id('again'), p_traffic_class => 'replay',
+    p_attempts => '[{"model_slug": "m", "status": "succeeded", "input_tokens": 1, "output_tokens": 1, "cost_usd": 0.3}]');
+  perform routeledger.record_outcomes(pg_temp.each('{"tenant_id": "tap250b", "attempts": [{"model_slug": "m", "status": "succeeded", "input_tokens": 1, "output_tokens": 1, "cost_usd": 0.02}]}',
+    jsonb_build_array(jsonb_build_object('id', pg_temp.id('p1')), jsonb_build_object('id', pg_temp.id('p2')), jsonb_build_object('id', pg_temp.id('p1')))));
+end
+$$;
+reset role;
+select is((select b.spent_usd from routeledger.budget_status b where b.tenant_id = 'tap250b'), 0.34, 'what is recorded afterwards is spent once, and never refused');
+do $$ begin perform routeledger.drop_budget('tap250b', 'b'); end $$;
 
 select * from finish();
 rollback;

@@ -2,7 +2,7 @@
 begin;
 \ir common.psql
 do $$ begin perform routeledger.configure('{"lease": "5 minutes", "retry_jitter": 0}'); end $$;
-select plan(42);
+select plan(45);
 
 create function pg_temp.decision(p_name text) returns setof routeledger.routing_outcomes
 language sql stable security definer
@@ -191,6 +191,26 @@ reset role;
 select is_empty($$ select * from routeledger.orphans o where o.tenant_id like 'tap260%' $$, 'no orphans');
 select is_empty(
   $$ select * from routeledger.reconciliation r where r.tenant_id like 'tap260%' and not r.agrees $$, 'the sums agree');
+
+-- budgets
+reset role;
+do $$
+begin
+  perform pg_temp.at('0');
+  perform routeledger.set_budget('tap260b', 'b', 1, p_period => 'total', p_shards => 3);
+  perform routeledger.insert_decision('tap260b', pg_temp.id('held' || n), p_candidates => '[{"model_slug": "m", "projected_cost_usd": 0.2}]', p_lease => '1 minute')
+  from generate_series(1, 4) n;
+  perform pg_temp.at('2 minutes');
+end
+$$;
+set local role routeledger_writer;
+select is((select count(*) from routeledger.reap(3, 'tap260b')), 3::bigint, 'three of four are reaped');
+reset role;
+select results_eq(
+  $$ select b.reserved_usd, b.spent_usd, b.remaining_usd from routeledger.budget_status b where b.tenant_id = 'tap260b' $$,
+  $$ values (0.2, 0::numeric, 0.8) $$, 'and what they had reserved is free again');
+select is((select count(*) from routeledger.budget_holds h where h.tenant_id = 'tap260b' and h.released), 3::bigint, 'kept for those who come late');
+do $$ begin perform routeledger.drop_budget('tap260b', 'b'); end $$;
 
 select * from finish();
 rollback;

@@ -22,7 +22,7 @@ as $$
 $$;
 select views_are(
   'routeledger',
-  array['attempts', 'constraint_drift', 'constraint_history', 'current_pattern_rules', 'current_prices', 'decisions', 'flagged_prices', 'implausible_costs', 'in_flight', 'model_performance',
+  array['attempts', 'budget_status', 'constraint_drift', 'constraint_history', 'current_pattern_rules', 'current_policies', 'model_cooldowns', 'current_prices', 'decisions', 'flagged_prices', 'implausible_costs', 'in_flight', 'model_performance',
     'orphans', 'pattern_quality', 'reconciliation', 'repair_history', 'upsert_activity']);
 select is(
   pg_temp.columns_of('decisions'),

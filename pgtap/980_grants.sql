@@ -40,17 +40,18 @@ union all
 select n, 'admin writer' from unnest(array[
   'insert_decision', 'insert_decisions', 'start_attempt', 'start_attempts', 'fail_attempt', 'fail_attempts', 'complete_decision',
   'complete_decisions', 'extend_lease', 'extend_leases', 'record_outcome', 'record_outcomes', 'record_payload', 'record_payloads', 'reap',
-  'persist_model_performance', 'rollup_model_performance', 'persist_pattern_quality', 'score_patterns']) n
+  'persist_model_performance', 'rollup_model_performance', 'persist_pattern_quality', 'score_patterns', 'route', 'routes']) n
 union all
 select n, 'admin judge writer' from unnest(array[
   'upsert', 'upsert_from', 'plan_upsert', 'ensure_check', 'ensure_not_null', 'ensure_unique', 'unique_step', 'collapse_duplicates',
   'declare_constraint', 'undeclare_constraint', 'plan_constraints', 'apply_constraints', 'undo_constraint', 'undo_repair', 'show_repair',
   'repair_orphans_in']) n
 union all
-select 'model_performance_between', 'admin reader writer'
+select n, 'admin reader writer' from unnest(array['model_performance_between', 'rank_candidates', 'replay_policy']) n
 union all
 select n, 'admin' from unnest(array[
-  'maintain', 'configure', 'import_models', 'set_clock', 'grant_tenant', 'revoke_tenant', 'unbind_role', 'set_pattern_rules', 'repair_orphans']) n;
+  'maintain', 'configure', 'import_models', 'set_clock', 'grant_tenant', 'revoke_tenant', 'unbind_role', 'set_pattern_rules', 'repair_orphans',
+  'set_policy', 'set_retry_policy', 'set_budget', 'drop_budget']) n;
 create function pg_temp.routines() returns table (name text, roles text)
 language sql stable
 as $$
@@ -87,8 +88,8 @@ select results_eq(
   $$ select * from pg_temp.relations('v') order by 1 $$,
   $$
     select n, 'admin reader' from unnest(array[
-      'attempts', 'current_pattern_rules', 'current_prices', 'decisions', 'flagged_prices', 'implausible_costs', 'in_flight',
-      'model_performance', 'orphans', 'pattern_quality', 'reconciliation', 'upsert_activity']) n
+      'attempts', 'budget_status', 'current_pattern_rules', 'current_policies', 'current_prices', 'decisions',
+      'flagged_prices', 'implausible_costs', 'in_flight', 'model_cooldowns', 'model_performance', 'orphans', 'pattern_quality', 'reconciliation', 'upsert_activity']) n
     union all
     select n, 'admin judge reader writer' from unnest(array['constraint_drift', 'constraint_history', 'repair_history']) n
     order by 1
@@ -123,7 +124,7 @@ select throws_ok(
   $$ select * from routeledger.decisions $$, '42501', 'permission denied for schema routeledger', 'and no view');
 
 set local role tap980_reader;
-select is(routeledger.version(), '0.4.0', 'a reader: the version');
+select is(routeledger.version(), '0.5.0', 'a reader: the version');
 select lives_ok(
   $$
     select (select count(*) from routeledger.decisions), (select count(*) from routeledger.attempts), (select count(*) from routeledger.in_flight),
@@ -156,7 +157,7 @@ select throws_ok(
   $$ create table routeledger.tap980 (id integer) $$, '42501', 'permission denied for schema routeledger', 'and no place for things of its own');
 
 set local role tap980_judge;
-select is(routeledger.version(), '0.4.0', 'a judge: the version');
+select is(routeledger.version(), '0.5.0', 'a judge: the version');
 select throws_ok(
   $$ select routeledger.complete_decision('tap980', null, 'failed') $$, '42501', 'permission denied for function complete_decision', 'no outcome');
 select throws_ok(

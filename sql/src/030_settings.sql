@@ -18,6 +18,15 @@ create table if not exists routeledger.settings (
   tenants_bound boolean not null default false,
   rollup_look_back interval not null default interval '3 days',
   repair_retention interval not null default interval '90 days',
+  cooldown_failures integer not null default 3,
+  cooldown_window interval not null default interval '1 minute',
+  cooldown interval not null default interval '30 seconds',
+  cooldown_cap interval not null default interval '10 minutes',
+  cooldown_scope text not null default 'tenant',
+  probe_lease interval not null default interval '10 seconds',
+  assumed_cost_usd numeric not null default 0.01,
+  budgets_defined boolean not null default false,
+  budget_retention interval not null default interval '400 days',
   constraint settings_pkey primary key (only_row),
   constraint settings_only_row check (only_row),
   constraint settings_lease_check check (lease between interval '1 second' and interval '24 hours'),
@@ -34,7 +43,15 @@ create table if not exists routeledger.settings (
   constraint settings_implausible_factor_check check (implausible_factor between 2 and 1000),
   constraint settings_implausible_usd_per_mtok_check check (implausible_usd_per_mtok between 1 and 1000000000),
   constraint settings_rollup_look_back_check check (rollup_look_back between interval '0' and interval '10 years'),
-  constraint settings_repair_retention_check check (repair_retention between interval '1 day' and interval '100 years')
+  constraint settings_repair_retention_check check (repair_retention between interval '1 day' and interval '100 years'),
+  constraint settings_cooldown_failures_check check (cooldown_failures between 1 and 1000),
+  constraint settings_cooldown_window_check check (cooldown_window between interval '1 second' and interval '24 hours'),
+  constraint settings_cooldown_check check (cooldown between interval '0' and interval '24 hours'),
+  constraint settings_cooldown_cap_check check (cooldown_cap between interval '0' and interval '24 hours'),
+  constraint settings_cooldown_scope_check check (cooldown_scope in ('tenant', 'all')),
+  constraint settings_probe_lease_check check (probe_lease between interval '1 second' and interval '24 hours'),
+  constraint settings_assumed_cost_usd_check check (assumed_cost_usd between 0 and 1000000000),
+  constraint settings_budget_retention_check check (budget_retention between interval '1 day' and interval '100 years')
 );
 
 insert into routeledger.settings default values on conflict do nothing;
@@ -63,7 +80,7 @@ begin
     perform routeledger._raise_fault('RL107 settings a JSON object');
   end if;
 
-  select to_jsonb(s) - array['only_row', 'tenants_bound'] into v_old from routeledger.settings s for update;
+  select to_jsonb(s) - array['only_row', 'tenants_bound', 'budgets_defined'] into v_old from routeledger.settings s for update;
 
   select k into v_unknown from jsonb_object_keys(p_settings) k where not v_old ? k order by k limit 1;
   if v_unknown is not null then
@@ -94,7 +111,15 @@ begin
       implausible_factor = v_new.implausible_factor,
       implausible_usd_per_mtok = v_new.implausible_usd_per_mtok,
       rollup_look_back = v_new.rollup_look_back,
-      repair_retention = v_new.repair_retention
+      repair_retention = v_new.repair_retention,
+      cooldown_failures = v_new.cooldown_failures,
+      cooldown_window = v_new.cooldown_window,
+      cooldown = v_new.cooldown,
+      cooldown_cap = v_new.cooldown_cap,
+      cooldown_scope = v_new.cooldown_scope,
+      probe_lease = v_new.probe_lease,
+      assumed_cost_usd = v_new.assumed_cost_usd,
+      budget_retention = v_new.budget_retention
     where only_row;
   exception
     when check_violation then
@@ -107,6 +132,6 @@ begin
       perform routeledger._raise('RL107', jsonb_build_object('settings', p_settings, 'reason', sqlerrm));
   end;
 
-  return (select to_jsonb(s) - array['only_row', 'tenants_bound'] from routeledger.settings s);
+  return (select to_jsonb(s) - array['only_row', 'tenants_bound', 'budgets_defined'] from routeledger.settings s);
 end
 $$;

@@ -14,8 +14,11 @@
 -- a table from their text again for each statement that writes to it, and twenty of them cost more than the
 -- write. The closed vocabularies are domains, whose checks a session reads once.
 --
--- Lock order of every transition: the outcome, then its inferences by attempt number. Of several
--- decisions: by (tenant_id, id).
+-- Lock order of every transition: the outcome, then its inferences by attempt number, then what 150 keeps
+-- (cooldowns, budget counters). Of several decisions: by (tenant_id, id), all of them before anything of 150.
+--
+-- Two columns say that closing a decision means more than closing it: holds_budget, that money is reserved for it, and
+-- probe_attempt_id, which of its attempts probes a model that was cooling down; the plain paths pass those rows over.
 
 do $types$
 begin
@@ -60,6 +63,12 @@ create table if not exists routeledger.routing_outcomes (
   lease_expires_at timestamptz,
   abandoned_at timestamptz,
   completed_at timestamptz,
+  budget_key text,
+  deadline_at timestamptz,
+  ruleset_hash text,
+  propensity double precision,
+  holds_budget boolean not null default false,
+  probe_attempt_id uuid,
   constraint routing_outcomes_pkey primary key (tenant_id, id),
   constraint outcome_requires_inference_when_model_chosen check (
     outcome_status is null or chosen_model_slug is null or decision_rule_override is not null or inference_id is not null),

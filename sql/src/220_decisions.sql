@@ -18,7 +18,11 @@ begin
       event_at timestamptz,
       lease interval,
       attempt_id uuid,
-      metadata jsonb
+      metadata jsonb,
+      budget_key text,
+      deadline interval,
+      ruleset_hash text,
+      propensity double precision
     );
     -- A decision as given, and what the ledger made of it.
     create type routeledger.decision_ready as (
@@ -35,7 +39,9 @@ begin
       attempt_count integer,
       outcome_status text,
       lease_expires_at timestamptz,
-      completed_at timestamptz
+      completed_at timestamptz,
+      probe boolean,
+      starts_at timestamptz
     );
     create type routeledger.decision_result as (
       status text,
@@ -80,6 +86,10 @@ as $$
     and p.event_at is null
     and coalesce(p.lease between interval '1 second' and interval '24 hours', true)
     and p.metadata is null
+    and p.budget_key is null
+    and p.deadline is null
+    and p.ruleset_hash is null
+    and p.propensity is null
     and coalesce(routeledger._id_time(p.id) between p_now - p_settings.id_window_past and p_now + p_settings.id_window_future, p.id is null)
     and (p.attempt_id is null or routeledger._id_time(p.attempt_id) is not null)
     and coalesce(jsonb_typeof(p.candidates) = 'array', false)
@@ -88,6 +98,24 @@ as $$
     and p.candidates -> 0 -> 'drop_reason' is null
     and coalesce(length(p.candidates -> 0 ->> 'model_slug') between 1 and 300 and length(p.candidates -> 0 ->> 'provider') between 1 and 300, false)
     and not jsonb_path_exists(p.candidates, 'strict $[*] ? (!(@.model_slug.type() == "string" && @.model_slug != "") || (@.model_slug.type() == "string" && @.model_slug != "") is unknown)')
+$$;
+
+-- Returns what a candidate says it will cost, or null where it says nothing that can be believed. Without a pinned
+-- path so that the planner can inline it; callers are pinned.
+-- Locks: none. Errors: none.
+create or replace function routeledger._projected_cost(
+  p_candidate jsonb
+)
+returns numeric
+language sql
+immutable
+parallel safe
+security invoker
+as $$
+  select case
+    when jsonb_typeof(p_candidate -> 'projected_cost_usd') = 'number' and (p_candidate ->> 'projected_cost_usd')::numeric between 0 and 1000000000
+      then (p_candidate ->> 'projected_cost_usd')::numeric
+  end
 $$;
 
 -- Judges the fields of a decision one by one and returns the first fault, or null.
@@ -129,6 +157,12 @@ begin
     and (not isfinite(p.event_at) or p.event_at < p_now - p_settings.event_at_max_age or p.event_at > p_now + p_settings.id_window_future)
   then return 'RL109 event_at';
   elsif p.lease not between interval '1 second' and interval '24 hours' then return 'RL103 lease 1 second to 24 hours';
+  elsif p.budget_key = '' then return 'RL103 budget_key null or not empty';
+  elsif length(p.budget_key) > 200 then return 'RL108 budget_key 200 characters';
+  elsif p.deadline not between interval '0' and interval '30 days' then return 'RL103 deadline 0 to 30 days';
+  elsif p.ruleset_hash = '' then return 'RL103 ruleset_hash null or not empty';
+  elsif length(p.ruleset_hash) > 200 then return 'RL108 ruleset_hash 200 characters';
+  elsif p.propensity not between 0 and 1 then return 'RL103 propensity 0 to 1';
   elsif jsonb_typeof(p.metadata) <> 'object' then return 'RL107 metadata a JSON object';
   elsif pg_column_size(p.metadata) > 65536 then return 'RL108 metadata 64 KiB';
   elsif jsonb_typeof(p.candidates) <> 'array' then return 'RL106 candidates';
@@ -163,7 +197,7 @@ security invoker
 as $$
   select row(null, p, coalesce(p.id, routeledger._uuid_v7_at(p_now)), coalesce(p.attempt_id, routeledger._uuid_v7_at(p_now)),
     p_now, p.candidates, p.candidates -> 0 ->> 'model_slug', 1, p.candidates -> 0 ->> 'provider', 'caller_ranked', 1, null,
-    p_now + coalesce(p.lease, p_settings.lease), null)::routeledger.decision_ready
+    p_now + coalesce(p.lease, p_settings.lease), null, false, null)::routeledger.decision_ready
 $$;
 
 -- Completes a decision as given: ids, defaults, the chosen model and its place in the ranking.
@@ -269,9 +303,27 @@ begin
 end
 $$;
 
+-- Returns what a decision reserves in its budgets: what its chosen candidate is projected to cost, else its own cap,
+-- else settings.assumed_cost_usd. Without a pinned path so that the planner can inline it; callers are pinned.
+-- Locks: none. Errors: none.
+create or replace function routeledger._amount_to_reserve(
+  p_ready routeledger.decision_ready,
+  p_settings routeledger.settings
+)
+returns numeric
+language sql
+stable
+parallel safe
+security invoker
+as $$
+  select coalesce(
+    routeledger._projected_cost(p_ready.candidates -> (p_ready.candidate_no - 1)), (p_ready.given).budget_cap_usd, p_settings.assumed_cost_usd)
+$$;
+
 -- Writes one prepared decision, or finds that its id is known: the same payload is `replayed` with the ids
--- of the first call, another one is RL301 and changes nothing.
--- Locks: the outcome's key. Errors: none; a fault is part of the result.
+-- of the first call, another one is RL301 and changes nothing. A new one reserves what it may cost in the budgets
+-- that concern it; where one of them lacks, nothing is written and the answer is RL504.
+-- Locks: the outcome's key, then the budgets' counters. Errors: none; a fault is part of the result.
 create or replace function routeledger._insert_decision(
   p_ready routeledger.decision_ready,
   p_settings routeledger.settings
@@ -290,6 +342,9 @@ declare
   v_first routeledger.inferences;
   v_id_at timestamptz := routeledger._id_time(p_ready.id);
   v_created boolean;
+  v_holds boolean; -- true or null: each expression that the plain case is spared counts
+  v_amount numeric;
+  v_answer jsonb;
 begin
   if p_ready.fault is not null then
     v_result.status := 'refused';
@@ -302,16 +357,36 @@ begin
     perform routeledger._ensure_partition(v_id_at, p_settings.partition_width);
   end if;
 
+  if p_settings.budgets_defined
+    and p_ready.chosen_model_slug is not null
+    and coalesce(v_given.traffic_class, 'production') <> 'replay'
+  then
+    v_amount := routeledger._amount_to_reserve(p_ready, p_settings);
+    v_answer := routeledger._ask_budgets(v_given.tenant_id, v_given.agent_id, v_given.budget_key, v_amount, p_ready.decided_at);
+    v_holds := v_answer is not null or null;
+    if v_answer <> 'true'
+      and not exists (select from routeledger.routing_outcomes o where o.tenant_id = v_given.tenant_id and o.id = p_ready.id)
+    then
+      v_result.status := 'refused';
+      v_result.code := 'RL504';
+      v_result.detail := jsonb_build_object('tenant_id', v_given.tenant_id, 'id', p_ready.id) || v_answer;
+      return v_result;
+    end if;
+  end if;
+
   v_result.id := p_ready.id;
   with decided as (
     insert into routeledger.routing_outcomes (
       tenant_id, id, agent_id, task_type, decision_rule, chosen_model_slug, candidates, min_quality, budget_cap_usd, policy_version,
-      traffic_class, metadata, lease, open_attempt_id, attempt_count, outcome_status, event_at, created_at, lease_expires_at, completed_at)
+      traffic_class, metadata, lease, open_attempt_id, attempt_count, outcome_status, event_at, created_at, lease_expires_at, completed_at,
+      budget_key, deadline_at, ruleset_hash, propensity, holds_budget, probe_attempt_id)
     values (
       v_given.tenant_id, p_ready.id, v_given.agent_id, v_given.task_type, p_ready.decision_rule, p_ready.chosen_model_slug,
       p_ready.candidates, v_given.min_quality, v_given.budget_cap_usd, v_given.policy_version, coalesce(v_given.traffic_class, 'production'),
       v_given.metadata, v_given.lease, p_ready.attempt_id, p_ready.attempt_count, p_ready.outcome_status,
-      coalesce(v_given.event_at, p_ready.decided_at), p_ready.decided_at, p_ready.lease_expires_at, p_ready.completed_at)
+      coalesce(v_given.event_at, p_ready.decided_at), p_ready.decided_at, p_ready.lease_expires_at, p_ready.completed_at,
+      v_given.budget_key, p_ready.decided_at + v_given.deadline, v_given.ruleset_hash, v_given.propensity, coalesce(v_holds, false),
+      case when p_ready.probe then p_ready.attempt_id end)
     on conflict (tenant_id, id) do nothing
     returning 1
   ),
@@ -320,12 +395,26 @@ begin
       tenant_id, outcome_id, id, attempt_no, candidate_no, model_slug, provider, created_at, started_at)
     select
       v_given.tenant_id, p_ready.id, p_ready.attempt_id, 1, p_ready.candidate_no, p_ready.chosen_model_slug, p_ready.provider,
-      p_ready.decided_at, p_ready.decided_at
+      p_ready.decided_at, coalesce(p_ready.starts_at, p_ready.decided_at)
     from decided
     where p_ready.chosen_model_slug is not null
   )
   select true into v_created from decided;
-  if v_created then
+  if v_created and v_holds is null then
+    return row('accepted', null, null, p_ready.id, p_ready.attempt_id, nullif(p_ready.attempt_count, 0), p_ready.chosen_model_slug,
+      p_ready.provider, p_ready.decision_rule, p_ready.outcome_status)::routeledger.decision_result;
+  elsif v_created then
+    v_answer := routeledger._reserve_budget(
+      v_given.tenant_id, p_ready.id, v_given.agent_id, v_given.budget_key, v_amount, p_ready.decided_at);
+    if v_answer is not null then -- another decision was faster
+      delete from routeledger.routing_outcomes o where o.tenant_id = v_given.tenant_id and o.id = p_ready.id;
+      delete from routeledger.inferences i where i.tenant_id = v_given.tenant_id and i.outcome_id = p_ready.id;
+      v_result.status := 'refused';
+      v_result.code := 'RL504';
+      v_result.detail := jsonb_build_object('tenant_id', v_given.tenant_id, 'id', p_ready.id) || v_answer;
+      v_result.id := null;
+      return v_result;
+    end if;
     return row('accepted', null, null, p_ready.id, p_ready.attempt_id, nullif(p_ready.attempt_count, 0), p_ready.chosen_model_slug,
       p_ready.provider, p_ready.decision_rule, p_ready.outcome_status)::routeledger.decision_result;
   end if;
@@ -336,12 +425,14 @@ begin
   from routeledger.inferences i
   where i.tenant_id = v_given.tenant_id and i.outcome_id = p_ready.id and i.attempt_no = 1;
   if (v_stored.agent_id, v_stored.task_type, v_stored.decision_rule, v_stored.chosen_model_slug, v_stored.candidates, v_stored.min_quality,
-      v_stored.budget_cap_usd, v_stored.policy_version, v_stored.traffic_class, v_stored.metadata, v_stored.lease, v_stored.event_at, v_first.id)
+      v_stored.budget_cap_usd, v_stored.policy_version, v_stored.traffic_class, v_stored.metadata, v_stored.lease, v_stored.event_at, v_first.id,
+      v_stored.budget_key, v_stored.deadline_at, v_stored.ruleset_hash, v_stored.propensity)
     is distinct from
      (v_given.agent_id, v_given.task_type, p_ready.decision_rule, p_ready.chosen_model_slug, p_ready.candidates, v_given.min_quality,
       v_given.budget_cap_usd, v_given.policy_version, coalesce(v_given.traffic_class, 'production'), v_given.metadata,
       coalesce(v_given.lease, v_stored.lease), coalesce(v_given.event_at, v_stored.event_at),
-      case when v_first.id is not null then coalesce(v_given.attempt_id, v_first.id) end)
+      case when v_first.id is not null then coalesce(v_given.attempt_id, v_first.id) end,
+      v_given.budget_key, v_stored.created_at + v_given.deadline, v_given.ruleset_hash, v_given.propensity)
   then
     v_result.status := 'refused';
     v_result.code := 'RL301';
@@ -364,7 +455,12 @@ $$;
 -- was chosen, attempt 1 in status `routed`, in one transaction; when none was, the row is closed at once
 -- as `rejected`. The id is the idempotency key: the same call again returns what the first returned with
 -- created = false.
--- Locks: the outcome's key. Errors: RL101 to RL110, RL301, RL502.
+--
+-- Where budgets are defined, what the decision may cost is reserved in each that concerns it (by tenant, agent_id,
+-- budget_key): the chosen candidate's projected_cost_usd, else budget_cap_usd, else settings.assumed_cost_usd. A
+-- budget that lacks is RL504, and nothing is written. deadline bounds how long a failover may wait; propensity is the
+-- probability with which the chosen model was chosen; ruleset_hash says by which rules.
+-- Locks: the outcome's key, then the budgets' counters. Errors: RL101 to RL110, RL301, RL502, RL504.
 create or replace function routeledger.insert_decision(
   p_tenant_id text,
   p_id uuid default null,
@@ -380,7 +476,11 @@ create or replace function routeledger.insert_decision(
   p_event_at timestamptz default null,
   p_lease interval default null,
   p_attempt_id uuid default null,
-  p_metadata jsonb default null
+  p_metadata jsonb default null,
+  p_budget_key text default null,
+  p_deadline interval default null,
+  p_ruleset_hash text default null,
+  p_propensity double precision default null
 )
 returns table (
   id uuid,
@@ -407,7 +507,8 @@ begin
   v_result := routeledger._insert_decision(
     routeledger._prepare_decision(
       row(p_tenant_id, p_id, p_agent_id, p_task_type, p_candidates, p_chosen_model_slug, p_decision_rule, p_min_quality, p_budget_cap_usd,
-        p_policy_version, p_traffic_class, p_event_at, p_lease, p_attempt_id, p_metadata)::routeledger.decision_input,
+        p_policy_version, p_traffic_class, p_event_at, p_lease, p_attempt_id, p_metadata, p_budget_key, p_deadline, p_ruleset_hash,
+        p_propensity)::routeledger.decision_input,
       v_settings,
       routeledger._now()),
     v_settings);
@@ -428,7 +529,7 @@ $$;
 
 -- Records many decisions in one call and answers for each; a bad row never fails its neighbours. The
 -- result for a row is what insert_decision would have returned or raised for it, in the order given.
--- Locks: the outcomes' keys by (tenant_id, id). Errors: RL101, RL107, RL501 for the call; per row those of insert_decision.
+-- Locks: the outcomes' keys by (tenant_id, id), then the budgets' counters. Errors: RL101, RL107, RL501 for the call; per row those of insert_decision.
 create or replace function routeledger.insert_decisions(
   p_rows jsonb
 )
@@ -469,6 +570,11 @@ declare
   v_at timestamptz;
   v_written integer[];
   v_done boolean[]; -- fixed-length elements, so any is one step away
+  v_holds boolean[];
+  v_wants routeledger.budget_want[];
+  v_wanted integer[];
+  v_refused jsonb[];
+  v_answer jsonb;
   v_n integer;
   v_i integer;
 begin
@@ -512,6 +618,28 @@ begin
     end loop;
   end if;
 
+  -- Which of them budgets concern. What is short already is refused here, unless it is known and so a replay; what
+  -- is written reserves at the end, all at once, because counters are locked in their own order.
+  if v_settings.budgets_defined and v_n > 1 then
+    v_holds := array_fill(false, array[v_n]);
+    for i in 1 .. v_n loop
+      v_one := v_ready[i];
+      v_given := v_one.given;
+      continue when v_one.fault is not null or v_one.chosen_model_slug is null or coalesce(v_given.traffic_class, 'production') = 'replay';
+      v_answer := routeledger._ask_budgets(
+        v_given.tenant_id, v_given.agent_id, v_given.budget_key, routeledger._amount_to_reserve(v_one, v_settings), v_now);
+      v_holds[i] := v_answer is not null;
+      if v_answer <> 'true'
+        and not exists (select from routeledger.routing_outcomes o where o.tenant_id = v_given.tenant_id and o.id = v_one.id)
+      then
+        v_done[i] := true;
+        v_results[i].status := 'refused';
+        v_results[i].code := 'RL504';
+        v_results[i].detail := jsonb_build_object('tenant_id', v_given.tenant_id, 'id', v_one.id) || v_answer;
+      end if;
+    end loop;
+  end if;
+
   -- The plain majority in one statement: the first row of each id.
   with fresh as (
     select distinct on (r.tenant_id, r.id) r.*
@@ -519,20 +647,22 @@ begin
       select (x.given).tenant_id, x.*
       from unnest(v_ready) with ordinality x (
         fault, given, id, attempt_id, decided_at, candidates, chosen_model_slug, candidate_no, provider, decision_rule,
-        attempt_count, outcome_status, lease_expires_at, completed_at, n)
+        attempt_count, outcome_status, lease_expires_at, completed_at, probe, starts_at, n)
     ) r
-    where r.fault is null and v_n > 1
+    where r.fault is null and v_n > 1 and not v_done[r.n]
     order by r.tenant_id, r.id, r.n
   ),
   decided as (
     insert into routeledger.routing_outcomes (
       tenant_id, id, agent_id, task_type, decision_rule, chosen_model_slug, candidates, min_quality, budget_cap_usd, policy_version,
-      traffic_class, metadata, lease, open_attempt_id, attempt_count, outcome_status, event_at, created_at, lease_expires_at, completed_at)
+      traffic_class, metadata, lease, open_attempt_id, attempt_count, outcome_status, event_at, created_at, lease_expires_at, completed_at,
+      budget_key, deadline_at, ruleset_hash, propensity, holds_budget)
     select
       f.tenant_id, f.id, (f.given).agent_id, (f.given).task_type, f.decision_rule, f.chosen_model_slug, f.candidates,
       (f.given).min_quality, (f.given).budget_cap_usd, (f.given).policy_version, coalesce((f.given).traffic_class, 'production'),
       (f.given).metadata, (f.given).lease, f.attempt_id, f.attempt_count, f.outcome_status, coalesce((f.given).event_at, f.decided_at), f.decided_at,
-      f.lease_expires_at, f.completed_at
+      f.lease_expires_at, f.completed_at, (f.given).budget_key, f.decided_at + (f.given).deadline, (f.given).ruleset_hash,
+      (f.given).propensity, coalesce(v_holds[f.n], false)
     from fresh f
     order by f.tenant_id, f.id
     on conflict (tenant_id, id) do nothing
@@ -558,12 +688,37 @@ begin
       v_one.provider, v_one.decision_rule, v_one.outcome_status)::routeledger.decision_result;
   end loop;
 
+  if v_holds is not null then
+    select
+      array_agg(
+        row((r.given).tenant_id, r.id, (r.given).agent_id, (r.given).budget_key,
+          routeledger._amount_to_reserve(v_ready[r.n], v_settings))::routeledger.budget_want order by (r.given).tenant_id, r.id),
+      array_agg(r.n::integer order by (r.given).tenant_id, r.id)
+    into v_wants, v_wanted
+    from unnest(v_ready) with ordinality r (
+      fault, given, id, attempt_id, decided_at, candidates, chosen_model_slug, candidate_no, provider, decision_rule,
+      attempt_count, outcome_status, lease_expires_at, completed_at, probe, starts_at, n)
+    where r.n = any (v_written) and v_holds[r.n];
+    if v_wants is not null then
+      v_refused := routeledger._reserve_budgets(v_wants, v_now);
+      for i in 1 .. cardinality(v_wanted) loop
+        continue when v_refused[i] is null;
+        v_one := v_ready[v_wanted[i]];
+        v_given := v_one.given;
+        delete from routeledger.routing_outcomes o where o.tenant_id = v_given.tenant_id and o.id = v_one.id;
+        delete from routeledger.inferences i where i.tenant_id = v_given.tenant_id and i.outcome_id = v_one.id;
+        v_results[v_wanted[i]] := row('refused', 'RL504', jsonb_build_object('tenant_id', v_given.tenant_id, 'id', v_one.id) || v_refused[i],
+          null, null, null, null, null, null, null)::routeledger.decision_result;
+      end loop;
+    end if;
+  end if;
+
   -- What is left, one by one: replays, conflicts, faults, a second row of an id in this batch.
   for v_i in
     select r.n
     from unnest(v_ready) with ordinality r (
       fault, given, id, attempt_id, decided_at, candidates, chosen_model_slug, candidate_no, provider, decision_rule,
-      attempt_count, outcome_status, lease_expires_at, completed_at, n)
+      attempt_count, outcome_status, lease_expires_at, completed_at, probe, starts_at, n)
     where not v_done[r.n]
     order by (r.given).tenant_id, r.id, r.n
   loop

@@ -5,6 +5,8 @@
 -- UPDATE: the conflict is the expected case, finds the newest version of the row under its lock, and costs the same
 -- whatever the number of partitions. The row that would be inserted is dated -infinity, which no
 -- decision is; it exists only when there was no such decision, and is removed in the same call.
+--
+-- Decisions that probe a model are passed over by these statements and closed one by one.
 
 do $types$
 begin
@@ -193,10 +195,12 @@ end
 $$;
 
 -- Completes one decision that the plain path of the callers did not: replays, conflicts, overrides, late
--- completions, decisions on hold.
--- Locks: the outcome, then its inferences. Errors: none; a fault is part of the result.
+-- completions, decisions on hold, those that probe a model. What is held of budgets is settled here unless the caller does
+-- that for its whole batch.
+-- Locks: the outcome, its inferences, a cooldown (skip locked), the budgets' counters. Errors: none; a fault is part of the result.
 create or replace function routeledger._complete_other(
   p_given routeledger.completion_input,
+  p_settle boolean,
   p_now timestamptz
 )
 returns routeledger.completion_result
@@ -210,6 +214,8 @@ declare
   v_result routeledger.completion_result;
   v_outcome routeledger.routing_outcomes;
   v_attempt routeledger.inferences;
+  v_settings routeledger.settings;
+  v_class text;
 begin
   v_result.status := 'refused';
   v_result.detail := jsonb_strip_nulls(jsonb_build_object('tenant_id', p_given.tenant_id, 'id', p_given.id, 'attempt_id', p_given.attempt_id));
@@ -292,6 +298,21 @@ begin
     return v_result;
   end if;
 
+  if v_result.status = 'accepted' and v_outcome.probe_attempt_id = v_attempt.id then
+    if v_attempt.status = 'succeeded' then
+      perform routeledger._end_probe(p_given.tenant_id, v_attempt.model_slug, v_attempt.provider, v_attempt.id, true);
+    elsif v_outcome.open_attempt_id = v_attempt.id then
+      select s.* into v_settings from routeledger.settings s;
+      v_class := routeledger._error_class(v_attempt.error_type, v_attempt.http_status);
+      perform routeledger._note_failure(
+        p_given.tenant_id, v_attempt.model_slug, v_attempt.provider, v_class, v_attempt.http_status, null, v_attempt.id, true,
+        routeledger._retry_rules(p_given.tenant_id, v_attempt.model_slug, v_class, v_settings), v_settings, p_now);
+    end if;
+  end if;
+  if v_result.status = 'accepted' and v_outcome.holds_budget and p_settle then
+    perform routeledger._settle_decisions(array[p_given.tenant_id], array[p_given.id]);
+  end if;
+
   v_result.detail := null;
   v_result.id := p_given.id;
   v_result.late := coalesce(v_result.late, v_outcome.late_completion);
@@ -304,11 +325,12 @@ begin
 end
 $$;
 
--- Completes one decision; see complete_decision.
--- Locks: the outcome, then its inference. Errors: none; a fault is part of the result.
+-- Completes one decision; see complete_decision. Without p_settle what it held of its budgets is the caller's to settle.
+-- Locks: the outcome, its inference, a cooldown (skip locked), the budgets' counters. Errors: none; a fault is part of the result.
 create or replace function routeledger._complete_decision(
   p_given routeledger.completion_input,
   p_settings routeledger.settings,
+  p_settle boolean,
   p_now timestamptz
 )
 returns routeledger.completion_result
@@ -334,7 +356,7 @@ begin
   if p_given.decision_rule_override is not null
     or not routeledger._has_partition(routeledger._id_time(p_given.id), p_settings.partition_width)
   then
-    return routeledger._complete_other(p_given, p_now);
+    return routeledger._complete_other(p_given, p_settle, p_now);
   end if;
 
   with closed as (
@@ -349,6 +371,7 @@ begin
       lease_expires_at = null,
       completed_at = p_now
     where o.outcome_status is null and o.open_attempt_id = coalesce(p_given.attempt_id, o.open_attempt_id)
+      and o.probe_attempt_id is null
     returning o.inference_id
   )
   insert into routeledger.inferences as i (
@@ -379,10 +402,15 @@ begin
   returning 'accepted', null::text, null::jsonb, p_given.id, i.id, i.attempt_no, p_given.outcome_status, i.cost_usd, i.cost_source, false
   into v_result.status, v_result.code, v_result.detail, v_result.id, v_result.inference_id, v_result.attempt_no, v_result.outcome_status,
     v_result.cost_usd, v_result.cost_source, v_result.late;
-  if found then
+  if found and not p_settings.budgets_defined then
+    return v_result;
+  elsif found then
+    if p_settle then
+      perform routeledger._settle_decisions(array[p_given.tenant_id], array[p_given.id]);
+    end if;
     return v_result;
   end if;
-  return routeledger._complete_other(p_given, p_now);
+  return routeledger._complete_other(p_given, p_settle, p_now);
 end
 $$;
 
@@ -395,7 +423,10 @@ $$;
 -- nothing. For a decision on hold, `failed` says only that no attempt will follow: the last one is linked as
 -- it was recorded. The same call again returns the same with created = false; a different completion is RL302. One
 -- that comes after the reaper is accepted once, with late = true.
--- Locks: the outcome, then its inference. Errors: RL101 to RL104, RL108, RL110, RL201, RL202, RL302, RL304 to RL306.
+--
+-- What the decision reserved of its budgets is settled by what all its attempts cost. A success that probed a model ends
+-- the model's cooldown; any other touches none.
+-- Locks: the outcome, its inference, a cooldown (skip locked), the budgets' counters. Errors: RL101 to RL104, RL108, RL110, RL201, RL202, RL302, RL304 to RL306.
 create or replace function routeledger.complete_decision(
   p_tenant_id text,
   p_id uuid,
@@ -444,6 +475,7 @@ begin
       p_cache_creation_input_tokens, p_reasoning_output_tokens, p_cost_usd, p_latency_ms, p_ttft_ms, p_http_status, p_error_type,
       p_error_message, p_provider_response_id, p_response_model, p_finish_reasons, p_decision_rule_override)::routeledger.completion_input,
     v_settings,
+    true,
     routeledger._now());
   if v_result.code is not null then
     perform routeledger._raise(v_result.code, v_result.detail);
@@ -462,7 +494,7 @@ $$;
 
 -- Completes many decisions in one call and answers for each; a bad row never fails its neighbours. The
 -- result for a row is what complete_decision would have returned or raised for it, in the order given.
--- Locks: the outcomes by (tenant_id, id), then their inferences. Errors: RL101, RL107, RL501 for the call; per row those of complete_decision.
+-- Locks: the outcomes by (tenant_id, id), their inferences, cooldowns (skip locked), the budgets' counters. Errors: RL101, RL107, RL501 for the call; per row those of complete_decision.
 create or replace function routeledger.complete_decisions(
   p_rows jsonb
 )
@@ -532,6 +564,7 @@ begin
       select
         r.n,
         case when r.again = 1 and o.outcome_status is null and r.decision_rule_override is null
+          and o.probe_attempt_id is null
           and o.open_attempt_id = coalesce(r.attempt_id, o.open_attempt_id) then o.open_attempt_id end
       from (
         select
@@ -544,7 +577,7 @@ begin
         order by x.tenant_id, x.id, x.n
       ) r
       cross join lateral ( -- row by row in their order, whatever the planner believes of their number
-        select k.outcome_status, k.open_attempt_id
+        select k.outcome_status, k.open_attempt_id, k.probe_attempt_id
         from routeledger.routing_outcomes k
         where k.tenant_id = r.tenant_id and k.id = r.id and k.id between v_first and v_last
         for update
@@ -617,7 +650,8 @@ begin
     end loop;
   end if;
 
-  -- What is left, one by one: replays, conflicts, late completions, a second row of an id in this batch.
+  -- What is left, one by one: replays, conflicts, late completions, a second row of an id in this batch, and what probes
+  -- a model.
   for v_i in
     select r.n
     from unnest(v_inputs) with ordinality r (
@@ -628,7 +662,7 @@ begin
     order by r.tenant_id, r.id, r.n
   loop
     if v_found[v_i] is distinct from false then
-      v_results[v_i] := routeledger._complete_decision(v_inputs[v_i], v_settings, v_now);
+      v_results[v_i] := routeledger._complete_decision(v_inputs[v_i], v_settings, false, v_now);
     else
       v_one := v_inputs[v_i];
       v_results[v_i] := row('refused', 'RL201', jsonb_strip_nulls(jsonb_build_object(
@@ -636,6 +670,16 @@ begin
         null)::routeledger.completion_result;
     end if;
   end loop;
+  if v_settings.budgets_defined then
+    perform routeledger._settle_decisions(array_agg(r.tenant_id), array_agg(r.id))
+    from (
+      select distinct (v_inputs[x.n]).tenant_id, x.id
+      from unnest(v_results) with ordinality x (status, code, detail, id, inference_id, attempt_no, outcome_status, cost_usd, cost_source, late, n)
+      join routeledger.budget_holds h on h.tenant_id = (v_inputs[x.n]).tenant_id and h.outcome_id = x.id
+      where x.status = 'accepted'
+    ) r
+    having count(*) > 0;
+  end if;
 
   return query
   select

@@ -98,7 +98,7 @@ end
 $$;
 
 -- Records one whole story; see record_outcome.
--- Locks: the outcome's key. Errors: none; a fault is part of the result.
+-- Locks: the outcome's key, then the budgets' counters. Errors: none; a fault is part of the result.
 create or replace function routeledger._record_outcome(
   p_given routeledger.story_input,
   p_settings routeledger.settings,
@@ -130,7 +130,7 @@ begin
     row(p_given.tenant_id, p_given.id, p_given.agent_id, p_given.task_type, p_given.candidates,
       coalesce(p_given.chosen_model_slug, nullif(p_given.attempts -> 0 ->> 'model_slug', '')),
       p_given.decision_rule, p_given.min_quality, p_given.budget_cap_usd, p_given.policy_version, p_given.traffic_class, p_given.event_at,
-      null, null, p_given.metadata)::routeledger.decision_input,
+      null, null, p_given.metadata, null, null, null, null)::routeledger.decision_input,
     p_settings, p_now);
   v_fault := v_ready.fault;
 
@@ -249,6 +249,10 @@ begin
   )
   select true into v_written from decided;
   if v_written then
+    if p_settings.budgets_defined and v_result.cost_usd > 0 and coalesce(p_given.traffic_class, 'production') <> 'replay' then
+      perform routeledger._charge_budgets(
+        array[p_given.tenant_id], array[p_given.agent_id], array[v_result.cost_usd], array[coalesce(p_given.event_at, p_now)]);
+    end if;
     v_result.status := 'accepted';
     return v_result;
   end if;
@@ -302,8 +306,9 @@ $$;
 -- Records a decision, all its attempts and its outcome in one transaction, for a caller who learns of it
 -- afterwards. The outcome is that of the last attempt; without attempts it is `rejected`, or, with a
 -- decision_rule_override, `failed` and unlinked. event_at says when it happened, created_at when it was
--- recorded. The id is the idempotency key.
--- Locks: the outcome's key. Errors: RL101 to RL111, RL301, RL306, RL502, RL503.
+-- recorded. The id is the idempotency key. What it cost is spent in the budgets of its tenant and agent, in the windows of
+-- event_at, and never refused.
+-- Locks: the outcome's key, then the budgets' counters. Errors: RL101 to RL111, RL301, RL306, RL502, RL503.
 create or replace function routeledger.record_outcome(
   p_tenant_id text,
   p_id uuid default null,
@@ -355,7 +360,7 @@ end
 $$;
 
 -- Records many stories in one call and answers for each; a bad row never fails its neighbours.
--- Locks: the outcomes' keys by (tenant_id, id). Errors: RL101, RL107, RL501 for the call; per row those of record_outcome.
+-- Locks: the outcomes' keys by (tenant_id, id), then the budgets' counters. Errors: RL101, RL107, RL501 for the call; per row those of record_outcome.
 create or replace function routeledger.record_outcomes(
   p_rows jsonb
 )
@@ -385,10 +390,13 @@ declare
   v_inputs routeledger.story_input[];
   v_faults text[];
   v_results routeledger.story_result[];
+  v_quiet routeledger.settings;
   v_at timestamptz;
   v_i integer;
 begin
   select s.* into v_settings from routeledger.settings s;
+  v_quiet := v_settings;
+  v_quiet.budgets_defined := false; -- the batch is charged as a whole, below
   select r.inputs, r.faults into v_inputs, v_faults from routeledger._read_rows(null::routeledger.story_input, p_rows, array['candidates', 'metadata', 'attempts']) r;
   v_results := array_fill(null::routeledger.story_result, array[cardinality(v_faults)]);
   for v_at in -- before any key is held; a day is never split between partitions
@@ -409,9 +417,17 @@ begin
     order by r.tenant_id, r.id, r.n
   loop
     if v_faults[v_i] is null then
-      v_results[v_i] := routeledger._record_outcome(v_inputs[v_i], v_settings, v_now);
+      v_results[v_i] := routeledger._record_outcome(v_inputs[v_i], v_quiet, v_now);
     end if;
   end loop;
+  if v_settings.budgets_defined then
+    perform routeledger._charge_budgets(
+      array_agg((v_inputs[r.n]).tenant_id), array_agg((v_inputs[r.n]).agent_id), array_agg(r.cost_usd),
+      array_agg(coalesce((v_inputs[r.n]).event_at, v_now)))
+    from unnest(v_results) with ordinality r (status, code, detail, id, inference_id, attempts, outcome_status, cost_usd, n)
+    where r.status = 'accepted' and r.cost_usd > 0 and coalesce((v_inputs[r.n]).traffic_class, 'production') <> 'replay'
+    having count(*) > 0;
+  end if;
   return query
   select
     r.n::integer, coalesce(r.status, 'refused'), e.code, e.message, coalesce(r.detail, case when r.fault is not null then routeledger._fault_detail(r.fault) end), e.hint,

@@ -161,9 +161,9 @@ $$;
 
 -- Closes decisions whose lease ran out: the open attempt is failed (`abandoned`), the outcome is `abandoned`
 -- and linked to its last attempt; nothing is deleted. Oldest leases first, at most p_limit a call, and
--- what another session holds is passed over, so it may run from many places at once. Works across
--- tenants unless p_tenant_id names one. Returns what it closed.
--- Locks: the expired outcomes (skip locked), each with its inferences. Errors: RL101, RL103, RL108, RL110.
+-- what another session holds is passed over, so it may run from many places at once. What they had reserved of their
+-- budgets is released. Works across tenants unless p_tenant_id names one. Returns what it closed.
+-- Locks: the expired outcomes (skip locked), each with its inferences, then the budgets' counters. Errors: RL101, RL103, RL108, RL110.
 create or replace function routeledger.reap(
   p_limit integer default 1000,
   p_tenant_id text default null
@@ -186,6 +186,8 @@ declare
   v_tenants text[] := routeledger.bound_tenants();
   v_outcome record;
   v_last record;
+  v_held_tenants text[] := array[]::text[];
+  v_held uuid[] := array[]::uuid[];
 begin
   if p_limit is null then
     perform routeledger._raise_fault('RL101 limit 1 to 10000');
@@ -200,7 +202,7 @@ begin
   end if;
 
   for v_outcome in
-    select o.tenant_id, o.id, o.open_attempt_id, o.attempt_count
+    select o.tenant_id, o.id, o.open_attempt_id, o.attempt_count, o.holds_budget
     from routeledger.routing_outcomes o
     where o.outcome_status is null and o.lease_expires_at <= v_now
       and (p_tenant_id is null or o.tenant_id = p_tenant_id)
@@ -232,7 +234,14 @@ begin
     id := v_outcome.id;
     inference_id := v_last.id;
     attempt_no := v_last.attempt_no;
+    if v_outcome.holds_budget then
+      v_held_tenants := v_held_tenants || v_outcome.tenant_id;
+      v_held := v_held || v_outcome.id;
+    end if;
     return next;
   end loop;
+  if v_held <> '{}' then
+    perform routeledger._release_budgets(v_held_tenants, v_held);
+  end if;
 end
 $$;

@@ -2,10 +2,11 @@
 
 -- Makes the partitions of today and of the time ahead (settings.partitions_ahead periods of
 -- settings.partition_width, or the interval given), so that no write has to, and drops the row images of repairs
--- that are older than settings.repair_retention. Safe to run at any time, from anywhere, as often as wanted. Returns
+-- that are older than settings.repair_retention, the counters of budgets older than settings.budget_retention, and cooldowns
+-- that are long over. Safe to run at any time, from anywhere, as often as wanted. Returns
 -- what it made and dropped.
 -- Locks: share update exclusive on the ledger's tables where a partition is missing; access exclusive on images that
--- are dropped. Errors: RL103.
+-- are dropped; counters and cooldowns that go (skip locked). Errors: RL103.
 create or replace function routeledger.maintain(
   p_ahead interval default null
 )
@@ -49,6 +50,7 @@ begin
     where routeledger._uuid_floor(v_at) >= p.lower_id and routeledger._uuid_floor(v_at) < p.upper_id;
   end loop;
 
+  perform routeledger._forget_policy(v_settings, v_now);
   return query select d.action, d.object from routeledger._drop_old_images() d;
 end
 $$;

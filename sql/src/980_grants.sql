@@ -25,9 +25,9 @@ begin
       (array['insert_decision', 'insert_decisions', 'start_attempt', 'start_attempts', 'fail_attempt', 'fail_attempts',
              'complete_decision', 'complete_decisions', 'extend_lease', 'extend_leases', 'record_outcome', 'record_outcomes',
              'record_payload', 'record_payloads', 'reap', 'persist_model_performance', 'rollup_model_performance',
-             'persist_pattern_quality', 'score_patterns'],
+             'persist_pattern_quality', 'score_patterns', 'route', 'routes'],
         array['writer', 'admin']),
-      (array['model_performance_between'],
+      (array['model_performance_between', 'rank_candidates', 'replay_policy'],
         array['reader', 'writer', 'admin']),
       -- upsert() and what it calls run as their caller
       (array['upsert', 'upsert_from', 'plan_upsert',
@@ -58,7 +58,8 @@ begin
              '_changes_to_undo', '_close_repair', '_image_of', '_mark_changes_undone', '_mark_undone', '_note_duplicates', '_note_index', '_open_collapse',
              '_open_repair', '_read_repair', '_record_change', '_renote_index', '_share_images', '_store_declaration', '_take_duplicates', '_undo_in_ledger'],
         array['writer', 'judge', 'admin']),
-      (array['repair_orphans', 'maintain', 'configure', 'import_models', 'set_clock', 'grant_tenant', 'revoke_tenant', 'unbind_role', 'set_pattern_rules'],
+      (array['repair_orphans', 'maintain', 'configure', 'import_models', 'set_clock', 'grant_tenant', 'revoke_tenant', 'unbind_role', 'set_pattern_rules',
+             'set_policy', 'set_retry_policy', 'set_budget', 'drop_budget'],
         array['admin'])
     ) g (names, roles)
   loop
@@ -79,7 +80,7 @@ begin
     select g.names, g.roles
     from (values
       (array['decisions', 'attempts', 'in_flight', 'orphans', 'reconciliation', 'implausible_costs', 'current_prices', 'flagged_prices', 'upsert_activity', 'model_performance',
-             'pattern_quality', 'current_pattern_rules'],
+             'pattern_quality', 'current_pattern_rules', 'current_policies', 'model_cooldowns', 'budget_status'],
         array['reader', 'admin']),
       (array['constraint_history', 'constraint_drift', 'repair_history'],
         array['reader', 'writer', 'judge', 'admin'])

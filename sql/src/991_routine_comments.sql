@@ -105,10 +105,160 @@ comment on function routeledger.import_models(p_rows jsonb) is
 'Brings models and dated prices in, each row once: a row that says what is stored already is `replayed`, anything else in it replaces what was stored for that model or that (model, valid_from). A field that is absent or null leaves what is known about the model as it is, and so does a row that is dated before another price of that model. Of two rows for one (model, valid_from) in a call the later one wins. One bad row never fails its neighbours. valid_from defaults to the epoch: in force always; a row without date and prices says something of the model only. base_model defaults to the slug''s last path segment.
 Locks: one writer at a time (share row exclusive on models), rows by slug. Errors: RL101, RL107, RL501; per row RL101, RL103, RL107, RL108, RL109.';
 
-comment on function routeledger._after_failure(p_settings routeledger.settings, p_http_status integer, p_attempts integer, p_retry_after_ms bigint, p_random double precision) is
-'Returns what to do after a failed attempt: `retry` the same candidate after a delay, or go on (`failover`).
-Worth a retry: no HTTP status (timeouts, broken connections), 408, 409, 425, 429 and 5xx, as long as the candidate has attempts left. Everything else says that this model will answer the same again. delay = max(retry-after, jitter * U(0, b) + (1 - jitter) * b) with b = min(cap, base * 2^(attempts - 1)): exponential backoff with full jitter at retry_jitter = 1 (Brooker, "Exponential Backoff And Jitter"). A provider that asks for more than retry_cap is not waited for. p_attempts counts the candidate''s attempts so far (1 or more); p_random is uniform in [0, 1).
+comment on function routeledger._ranking_version() is
+'The version of the ranking''s algorithm: part of every ruleset_hash, so that the same rules under another algorithm have another hash. Without a pinned path so that the planner can inline it; callers are pinned.
 Locks: none. Errors: none.';
+
+comment on function routeledger._policy_fault(p routeledger.routing_policies) is
+'Judges the rules of a policy one by one; returns the first fault, or null.
+Locks: none. Errors: none.';
+
+comment on function routeledger._policy_rules(p routeledger.routing_policies) is
+'Returns the rules of a policy as one JSON object, without its name, version and origin. Equal rules give equal objects: lists are sorted, numbers have no trailing zeros.
+Locks: none. Errors: none.';
+
+comment on function routeledger._read_rules(p_base routeledger.routing_policies, p_rules jsonb) is
+'Returns a policy with some of its rules changed and its hash computed: sha256, in hex, of the rules as canonical JSON together with the version of the ranking; or the fault in them, and its detail where that says more than the fault. A null lifts budget_cap_usd and latency_cap_ms.
+Locks: none. Errors: none; a fault is part of the result.';
+
+comment on function routeledger._with_rules(p_base routeledger.routing_policies, p_rules jsonb) is
+'Returns a policy with some of its rules changed, as _read_rules() does.
+Locks: none. Errors: RL103, RL107.';
+
+comment on function routeledger._blank_policy(p_name text) is
+'Returns version 1 of a policy whose rules all have their defaults, as the table''s columns have them.
+Locks: none. Errors: none.';
+
+comment on function routeledger._read_policy(p_name text, p_overrides jsonb) is
+'Returns the policy of that name in its newest version, or in the one that `name@version` asks for, with the overrides applied and ruleset_hash computed anew; or the fault, and its detail where that says more. Without a name it is `default`.
+Locks: none. Errors: none; a fault is part of the result.';
+
+comment on function routeledger._policy(p_name text, p_overrides jsonb) is
+'Returns the policy of that name, as _read_policy() does.
+Locks: none. Errors: RL103, RL107, RL209.';
+
+comment on function routeledger.set_policy(p_name text, p_policy jsonb) is
+'Writes the policy of that name. A rule that is left out has its default. Content that is that of the newest version already changes nothing and has created = false; other content becomes the next version. Policies are never changed or deleted, so that a decision''s policy_version says for ever what it was ranked by.
+Locks: the policies (share row exclusive). Errors: RL101, RL103, RL107, RL108.';
+
+comment on function routeledger._error_class(p_error_type text, p_http_status integer) is
+'Returns the class of an error: one of rate_limited, overloaded, server, timeout, connection, context_length, content_policy, authentication, bad_request, abandoned, other.
+The type may be an exception''s name (of LiteLLM, OpenAI, Anthropic, httpx, with its module or without), an error.type of OpenTelemetry, a provider''s code, or a status in digits. What it says beyond the status counts first (a context that is too long comes as 400), then the status, then the rest of the type. An unknown type without a status is `connection`: nothing answered.
+Locks: none. Errors: none.';
+
+comment on function routeledger._retry_rules(p_tenant_id text, p_model_slug text, p_error_class text, p_settings routeledger.settings) is
+'Returns the retry rules for an error of that class by that model and tenant: of each column the value of the most specific row of retry_policies that has one (the tenant counts before the model, the model before the class), else the setting.
+Locks: none. Errors: none.';
+
+comment on function routeledger.set_retry_policy(p_tenant_id text, p_model_slug text, p_policy jsonb) is
+'Sets how failures are met: for all tenants ('''') or one, all models ('''') or one, and, with "error_class" in the object, all classes or one. The object replaces the row; what it leaves out is as the less specific rows and the settings say, and an empty one removes the row. Keys: error_class, attempts_per_model, max_attempts, base, cap, jitter, cooldown_failures, cooldown_window, cooldown, cooldown_cap. changed is false where the row was that already.
+Locks: the row. Errors: RL101, RL102, RL103, RL107, RL108, RL110.';
+
+comment on function routeledger._after_failure(p_rules routeledger.retry_rules, p_error_class text, p_attempts integer, p_retry_after_ms bigint, p_random double precision) is
+'Returns what to do after a failed attempt: `retry` the same candidate after a delay, go on to another (`failover`), or `give_up`.
+rate_limited, overloaded, server, timeout and connection are worth a retry as long as the candidate has attempts left; authentication and bad_request would fail everywhere, and abandoned has nobody left to answer; of the rest (context_length, content_policy, other) another model may make something. delay = max(retry-after, jitter * U(0, b) + (1 - jitter) * b) with b = min(cap, base * 2^(attempts - 1)): exponential backoff with full jitter at jitter = 1 (Brooker, "Exponential Backoff And Jitter"). A provider that asks for more than the cap is not waited for. p_attempts counts the candidate''s attempts so far (1 or more); p_random is uniform in [0, 1).
+Locks: none. Errors: none.';
+
+comment on function routeledger._cooldown_tenant(p_tenant_id text, p_settings routeledger.settings) is
+'Returns the tenant under which a cooldown of this tenant is kept: '''' where settings.cooldown_scope is `all`. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
+comment on function routeledger._cooling(p_tenant_id text, p_now timestamptz) is
+'Returns the models that this tenant should leave alone, provider '''' for all providers of the model: `open` until until_at, or `probing`, where an attempt has been made the probe and has until until_at to come back. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
+comment on function routeledger._take_probe(p_tenant_id text, p_model_slug text, p_provider text, p_attempt_id uuid, p_now timestamptz, p_lease interval, p_start timestamptz) is
+'Makes an attempt that starts at p_start (by default now) the probe of a model whose cooldown is over by then. Returns null where there is no cooldown to probe, true where the attempt is the probe (until it ends, or p_lease after its start), false where the model is still cooling down or another attempt is its probe. Of several at once one gets true, and the others do not wait for it (SKIP LOCKED, which waits in one case: on following an update that was committed in this very moment, for who has locked the new version since).
+Locks: the cooldown (skip locked). Errors: none.';
+
+comment on function routeledger._end_probe(p_tenant_id text, p_model_slug text, p_provider text, p_attempt_id uuid, p_answered boolean) is
+'Ends a probe. Where the model answered, its cooldown is over and the row goes; else the next attempt may probe it. A cooldown that another failure is being noted in stays as that one leaves it.
+Locks: the cooldown (skip locked). Errors: none.';
+
+comment on function routeledger._note_failure(p_tenant_id text, p_model_slug text, p_provider text, p_error_class text, p_http_status integer, p_retry_after_ms bigint, p_attempt_id uuid, p_is_probe boolean, p_rules routeledger.retry_rules, p_settings routeledger.settings, p_now timestamptz) is
+'Notes a failure of a model. It cools down at once where the provider said for how long (429 or 529 with retry-after), where a probe failed, or where it fails again within cooldown_window of its last cooldown; else after cooldown_failures failures within cooldown_window. The n-th cooldown in a row lasts cooldown * 2^(n - 1), at most cooldown_cap, which also bounds what a provider may ask for. A cooldown is never shortened, and one that is long enough is not written to. What says nothing of the model''s health (a refusal, a bad request) only ends the probe that it was.
+Locks: the cooldown. Errors: none.';
+
+comment on function routeledger._lock_cooldowns(p_tenants text[], p_models text[], p_providers text[], p_now timestamptz) is
+'Locks the cooldowns of these models in their order, and makes those that are missing, so that a batch of failures can note each of them without waiting out of order.
+Locks: the cooldowns by key. Errors: none.';
+
+comment on function routeledger._budget_window(p_period text, p_at timestamptz) is
+'Returns the window of a budget at that time, by its start in UTC: the hour, day or month, or -infinity (`total`). Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
+comment on function routeledger._budget_end(p_period text, p_window_start timestamptz) is
+'Returns when the window of a budget ends and the next one begins; null for `total`. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
+comment on function routeledger._budget_subject(p_budget routeledger.budgets, p_agent_id text, p_budget_key text) is
+'Returns the subject under which a budget counts a decision, or null where the budget is not concerned. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
+comment on function routeledger._budget_refusal(p_line routeledger.budget_line, p_free_usd numeric) is
+'Returns what a refusal for want of money says.
+Locks: none. Errors: none.';
+
+comment on function routeledger._ask_budgets(p_tenant_id text, p_agent_id text, p_budget_key text, p_amount_usd numeric, p_now timestamptz) is
+'Tells, without a lock, what the budgets say to a decision of that amount: null where none is concerned, the JSON value true where all that are have as much, else what the refusal says. A refusal stands: what is committed is read in one moment, and a budget that was short in that moment may refuse.
+Locks: none. Errors: none.';
+
+comment on function routeledger._budget_short(p_tenant_id text, p_agent_id text, p_budget_key text, p_amount_usd numeric, p_now timestamptz) is
+'As _ask_budgets(), but null also where all have as much: what a caller needs that would go on to a cheaper model.
+Locks: none. Errors: none.';
+
+comment on function routeledger._level_budget(p_tenant_id text, p_name text, p_subject text, p_window_start timestamptz) is
+'Spreads what is free in a window evenly over its shards; a window that is overdrawn has it all in shard 0, and says so in each. The caller holds all of them.
+Locks: the counters, held by the caller. Errors: none.';
+
+comment on function routeledger._open_windows(p_lines routeledger.budget_line[]) is
+'Makes the counters of budget windows that have none yet; their allowances add up to the limit in force.
+Locks: the budgets (for share), then the new counters by key. Errors: none.';
+
+comment on function routeledger._reserve_budgets(p_wants routeledger.budget_want[], p_now timestamptz) is
+'Reserves the amounts of several decisions, each in all the budgets that concern it or in none. Returns an array as long as the one given: null where the decision is covered, else the refusal as JSON. Exact: nothing is reserved beyond a limit, and nothing is refused that the budget has, wherever among its shards.
+A window with several shards is first asked for what it has in the caller''s own one (by backend, so that two sessions meet seldom). Only where that lacks are all shards locked, in order, counted together, and spread anew. Since a row that lacked stays locked until the transaction ends, and out of order, the first try is undone before. Nested loops are back on, which insert_decisions() does without: the joins here have no other way.
+Locks: the counters by key. Errors: none; refusals are part of the result.';
+
+comment on function routeledger._reserve_budget(p_tenant_id text, p_outcome_id uuid, p_agent_id text, p_budget_key text, p_amount_usd numeric, p_now timestamptz) is
+'Reserves the amount of one decision in every budget that concerns it, or in none. Returns null where it is covered (or no budget is concerned), else the refusal as JSON: budget, scope, subject, period, limit_usd, remaining_usd, wanted_usd, resets_at.
+Locks: the counters by key. Errors: none; a refusal is the result.';
+
+comment on function routeledger._lock_holds(p_tenants text[], p_outcomes uuid[]) is
+'Locks the counters that hold something for these decisions, all shards of each, in their order, so that a batch can raise and settle its holds one by one.
+Locks: the counters by key. Errors: none.';
+
+comment on function routeledger._raise_hold(p_tenant_id text, p_outcome_id uuid, p_amount_usd numeric) is
+'Raises what is held for a decision to p_amount_usd, in every budget that holds something for it or in none. Returns null where that is done or is held already, else the refusal as JSON.
+Locks: the counters by key. Errors: none; a refusal is the result.';
+
+comment on function routeledger._move_budgets(p_holds routeledger.budget_holds[], p_spent numeric[]) is
+'Adds to and takes from counters: for each (tenant, name, subject, window, shard) of p_lines, in order. Where more is spent than was reserved, the window''s shards are spread anew, so that what another shard has free is there.
+Locks: the counters by key. Errors: none.';
+
+comment on function routeledger._settle_budgets(p_tenants text[], p_outcomes uuid[], p_costs numeric[], p_unknown boolean[]) is
+'Settles what is held for these decisions: the reservation goes, the cost is spent, in the window of the decision. A cost of which a part is unknown counts at least as the amount reserved. What a reaper released is spent all the same when the cost is known after all.
+Locks: the counters by key; the caller holds the outcomes. Errors: none.';
+
+comment on function routeledger._release_budgets(p_tenants text[], p_outcomes uuid[]) is
+'Releases what is held for decisions that were abandoned. The hold is kept, as released, for a completion that comes late.
+Locks: the counters by key; the caller holds the outcomes. Errors: none.';
+
+comment on function routeledger._charge_budgets(p_tenants text[], p_agents text[], p_costs numeric[], p_times timestamptz[]) is
+'Spends what decisions cost that were made without asking, in the windows of their times; nothing is refused.
+Locks: the counters by key. Errors: none.';
+
+comment on function routeledger.set_budget(p_tenant_id text, p_name text, p_limit_usd numeric, p_scope text, p_subject text, p_period text, p_shards integer) is
+'Makes a budget or changes it. It limits what a tenant''s decisions may cost per hour, day or month (UTC) or in `total`: all of them (scope `tenant`), those of one agent (scope `agent`, subject its id) or one budget key (scope `key`), or of each agent or key for itself (subject ''*''). A new limit holds in the window that is running, for what is reserved and spent in it already. Another scope, subject or period begins anew. With p_shards above 1 it is counted in that many rows, for budgets that many sessions write to at once. Returns true where the budget is new.
+Locks: the budget, then its counters by key, then the settings row. Errors: RL101, RL102, RL103, RL108, RL110.';
+
+comment on function routeledger.drop_budget(p_tenant_id text, p_name text) is
+'Drops a budget with all that was counted in it; decisions in flight that it reserved for go on.
+Locks: the budget, then its counters, then the settings row. Errors: RL101, RL110, RL210.';
+
+comment on function routeledger._forget_policy(p_settings routeledger.settings, p_now timestamptz) is
+'Forgets what no longer counts: windows of budgets that began longer ago than settings.budget_retention, with what reapers released of them, and cooldowns that nobody has written to for a day after they were over.
+Locks: the rows that go (skip locked). Errors: none.';
 
 comment on function routeledger._partition_suffix(p_at timestamptz, p_width text) is
 'Returns the name suffix of the whole partition of that width that holds p_at: p20261116w for the week of that Monday, UTC. Without a pinned path so that the planner can inline it; callers are pinned.
@@ -130,6 +280,10 @@ comment on function routeledger._decision_is_plain(p routeledger.decision_input,
 'Tells whether a decision has nothing to object to, in the form that nearly every one has: its id and ranked candidates, the best one chosen. Without a pinned path so that the planner can inline it; callers are pinned.
 Locks: none. Errors: none.';
 
+comment on function routeledger._projected_cost(p_candidate jsonb) is
+'Returns what a candidate says it will cost, or null where it says nothing that can be believed. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
 comment on function routeledger._decision_fault(p routeledger.decision_input, p_settings routeledger.settings, p_now timestamptz) is
 'Judges the fields of a decision one by one and returns the first fault, or null.
 Locks: none. Errors: none.';
@@ -143,17 +297,22 @@ comment on function routeledger._prepare_decision(p_given routeledger.decision_i
 The chosen model is the one named, else the first candidate without a drop_reason. A rule that says that nothing was chosen (no_candidate_clears_floor, no_candidate_enrolled) leaves it null whatever the candidates.
 Locks: none. Errors: none; a fault is part of the result.';
 
-comment on function routeledger._insert_decision(p_ready routeledger.decision_ready, p_settings routeledger.settings) is
-'Writes one prepared decision, or finds that its id is known: the same payload is `replayed` with the ids of the first call, another one is RL301 and changes nothing.
-Locks: the outcome''s key. Errors: none; a fault is part of the result.';
+comment on function routeledger._amount_to_reserve(p_ready routeledger.decision_ready, p_settings routeledger.settings) is
+'Returns what a decision reserves in its budgets: what its chosen candidate is projected to cost, else its own cap, else settings.assumed_cost_usd. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
 
-comment on function routeledger.insert_decision(p_tenant_id text, p_id uuid, p_agent_id text, p_task_type text, p_candidates jsonb, p_chosen_model_slug text, p_decision_rule text, p_min_quality double precision, p_budget_cap_usd numeric, p_policy_version text, p_traffic_class text, p_event_at timestamptz, p_lease interval, p_attempt_id uuid, p_metadata jsonb) is
+comment on function routeledger._insert_decision(p_ready routeledger.decision_ready, p_settings routeledger.settings) is
+'Writes one prepared decision, or finds that its id is known: the same payload is `replayed` with the ids of the first call, another one is RL301 and changes nothing. A new one reserves what it may cost in the budgets that concern it; where one of them lacks, nothing is written and the answer is RL504.
+Locks: the outcome''s key, then the budgets'' counters. Errors: none; a fault is part of the result.';
+
+comment on function routeledger.insert_decision(p_tenant_id text, p_id uuid, p_agent_id text, p_task_type text, p_candidates jsonb, p_chosen_model_slug text, p_decision_rule text, p_min_quality double precision, p_budget_cap_usd numeric, p_policy_version text, p_traffic_class text, p_event_at timestamptz, p_lease interval, p_attempt_id uuid, p_metadata jsonb, p_budget_key text, p_deadline interval, p_ruleset_hash text, p_propensity double precision) is
 'Records a decision before the provider is called: the row with its ranked candidates and, when a model was chosen, attempt 1 in status `routed`, in one transaction; when none was, the row is closed at once as `rejected`. The id is the idempotency key: the same call again returns what the first returned with created = false.
-Locks: the outcome''s key. Errors: RL101 to RL110, RL301, RL502.';
+Where budgets are defined, what the decision may cost is reserved in each that concerns it (by tenant, agent_id, budget_key): the chosen candidate''s projected_cost_usd, else budget_cap_usd, else settings.assumed_cost_usd. A budget that lacks is RL504, and nothing is written. deadline bounds how long a failover may wait; propensity is the probability with which the chosen model was chosen; ruleset_hash says by which rules.
+Locks: the outcome''s key, then the budgets'' counters. Errors: RL101 to RL110, RL301, RL502, RL504.';
 
 comment on function routeledger.insert_decisions(p_rows jsonb) is
 'Records many decisions in one call and answers for each; a bad row never fails its neighbours. The result for a row is what insert_decision would have returned or raised for it, in the order given.
-Locks: the outcomes'' keys by (tenant_id, id). Errors: RL101, RL107, RL501 for the call; per row those of insert_decision.';
+Locks: the outcomes'' keys by (tenant_id, id), then the budgets'' counters. Errors: RL101, RL107, RL501 for the call; per row those of insert_decision.';
 
 comment on function routeledger._key_fault(p_tenant_id text, p_id uuid, p_settings routeledger.settings) is
 'Judges the identity that every transition of a decision carries; returns the first fault, or null.
@@ -179,26 +338,40 @@ comment on function routeledger._failure_fault(p routeledger.failure_input, p_se
 'Judges a failure field by field; returns the first fault, or null.
 Locks: none. Errors: none.';
 
+comment on function routeledger._settle_decisions(p_tenants text[], p_ids uuid[]) is
+'Settles the budgets of decisions that were closed: all their attempts'' cost. An attempt that failed without any usage cost nothing; one that had usage at an unknown price makes the decision cost what was reserved, or more.
+Locks: the budgets'' counters by key; the caller holds the outcomes. Errors: none.';
+
+comment on function routeledger._pick_next(p_outcome routeledger.routing_outcomes, p_failed routeledger.inferences, p_step routeledger.next_step, p_rules routeledger.retry_rules, p_cost_usd numeric, p_next_id uuid, p_settings routeledger.settings, p_now timestamptz) is
+'Picks the attempt that follows a failed one, and takes for it what it needs: the probe of a model whose cooldown will be over by then, and a hold on the budget that covers it.
+p_cost_usd is what the failed attempt cost. First the same candidate after p_step''s delay, where that is a retry and the model has not cooled down for longer; then the next of the stored order at once. Passed over are candidates with a drop_reason, those tried before, those projected to cost more than the decision''s budget_cap_usd or than the budget has left, and those that are cooling down. Where only cooling ones are left, the first of them to return is waited for, until the decision''s deadline, or where it has none no longer than the retry policy''s cap; else the step is `give_up`, and its delay says when one returns.
+Locks: cooldowns (skip locked), then the budgets'' counters; the caller holds the outcome. Errors: none.';
+
 comment on function routeledger._fail_attempt(p_given routeledger.failure_input, p_settings routeledger.settings, p_now timestamptz) is
 'Closes the open attempt as failed and, in the same transaction, opens the next one or closes the decision.
-`policy` retries the same candidate or goes on to the next eligible one of the stored order (see 150); `hold` leaves the decision in flight with no open attempt, for a caller that picks the next model itself with start_attempt; `give_up` closes it. A known attempt that failed the same way already is `replayed` with the answer of the first call.
-Locks: the outcome, then its inferences. Errors: none; a fault is part of the result.';
+The error''s class (see 150) decides what `policy` does: retry the same candidate, go on to the next eligible one, or give up; what a model''s failure says of its health is noted in its cooldown; `hold` leaves the decision in flight with no open attempt, for a caller that picks the next model itself with start_attempt; `give_up` closes it. A known attempt that failed the same way already is `replayed` with the answer of the first call. What a closed decision held of its budgets is settled.
+Locks: the outcome, then its inferences, then cooldowns, then the budgets'' counters. Errors: none; a fault is part of the result.';
+
+comment on function routeledger._lock_failures(p_inputs routeledger.failure_input[], p_settings routeledger.settings, p_now timestamptz) is
+'Locks what a batch of failures will write to, each kind in its order, so that the rows can then be met one by one: first all the outcomes, then the cooldowns of the models that failed, then the budgets'' counters. Returns for each row whether its decision was found; one that was not is not looked for again, for to lock it later would be out of order.
+Locks: the outcomes by (tenant_id, id), the cooldowns by key, the budgets'' counters by key. Errors: none.';
 
 comment on function routeledger.fail_attempt(p_tenant_id text, p_id uuid, p_attempt_id uuid, p_error_type text, p_error_message text, p_http_status integer, p_retry_after_ms bigint, p_next text, p_next_attempt_id uuid, p_input_tokens bigint, p_output_tokens bigint, p_cost_usd numeric, p_latency_ms double precision, p_ttft_ms double precision, p_provider_response_id text) is
 'Closes the open attempt of a decision as failed and returns what to do next, all in this call: `retry` (same model after delay_ms), `failover` (next candidate of the stored order), `hold`, or `give_up` (the decision is closed as failed, this attempt linked). The same call again returns the same answer.
-Locks: the outcome, then its inferences. Errors: RL101 to RL104, RL108, RL110, RL201, RL202, RL301, RL304, RL401.';
+The class of the error decides (error_type, http_status; see _error_class): what passes is retried and then failed over, what another model may accept is failed over at once, and what would fail everywhere gives up. available_at is when the next attempt may start; with give_up, when the first model that was cooling down is back, if that is why.
+Locks: the outcome, its inferences, cooldowns, the budgets'' counters. Errors: RL101 to RL104, RL108, RL110, RL201, RL202, RL301, RL304, RL401.';
 
 comment on function routeledger.fail_attempts(p_rows jsonb) is
 'Fails many attempts in one call and answers for each; a bad row never fails its neighbours.
-Locks: the outcomes by (tenant_id, id), each with its inferences. Errors: RL101, RL107, RL501 for the call; per row those of fail_attempt.';
+Locks: the outcomes by (tenant_id, id), their inferences, cooldowns, the budgets'' counters. Errors: RL101, RL107, RL501 for the call; per row those of fail_attempt.';
 
 comment on function routeledger._start_attempt(p_given routeledger.start_input, p_settings routeledger.settings, p_now timestamptz) is
 'Opens the next attempt of a decision that has none open; see start_attempt.
-Locks: the outcome, then its inferences. Errors: none; a fault is part of the result.';
+Locks: the outcome, then its inferences, then a cooldown (skip locked). Errors: none; a fault is part of the result.';
 
 comment on function routeledger.start_attempt(p_tenant_id text, p_id uuid, p_model_slug text, p_attempt_id uuid, p_provider text) is
-'Opens the next attempt of a decision that is in flight with none open (after fail_attempt with p_next => ''hold''), for a caller that picks its models itself. With a known attempt_id the same call again returns the same attempt with created = false.
-Locks: the outcome, then its inferences. Errors: RL101, RL104, RL108, RL110, RL201, RL301, RL303, RL305, RL401, RL503.';
+'Opens the next attempt of a decision that is in flight with none open (after fail_attempt with p_next => ''hold''), for a caller that picks its models itself. It may pick one that is cooling down; where the cooldown is over and nobody probes the model, this attempt does. With a known attempt_id the same call again returns the same attempt with created = false.
+Locks: the outcome, then its inferences, then a cooldown (skip locked). Errors: RL101, RL104, RL108, RL110, RL201, RL301, RL303, RL305, RL401, RL503.';
 
 comment on function routeledger.start_attempts(p_rows jsonb) is
 'Opens many attempts in one call and answers for each; a bad row never fails its neighbours.
@@ -220,22 +393,23 @@ comment on function routeledger._close_attempt(p_given routeledger.completion_in
 'Closes an attempt that is open, or that the reaper closed, with what the completion says, and returns it.
 Locks: the inference; the caller holds its outcome. Errors: none.';
 
-comment on function routeledger._complete_other(p_given routeledger.completion_input, p_now timestamptz) is
-'Completes one decision that the plain path of the callers did not: replays, conflicts, overrides, late completions, decisions on hold.
-Locks: the outcome, then its inferences. Errors: none; a fault is part of the result.';
+comment on function routeledger._complete_other(p_given routeledger.completion_input, p_settle boolean, p_now timestamptz) is
+'Completes one decision that the plain path of the callers did not: replays, conflicts, overrides, late completions, decisions on hold, those that probe a model. What is held of budgets is settled here unless the caller does that for its whole batch.
+Locks: the outcome, its inferences, a cooldown (skip locked), the budgets'' counters. Errors: none; a fault is part of the result.';
 
-comment on function routeledger._complete_decision(p_given routeledger.completion_input, p_settings routeledger.settings, p_now timestamptz) is
-'Completes one decision; see complete_decision.
-Locks: the outcome, then its inference. Errors: none; a fault is part of the result.';
+comment on function routeledger._complete_decision(p_given routeledger.completion_input, p_settings routeledger.settings, p_settle boolean, p_now timestamptz) is
+'Completes one decision; see complete_decision. Without p_settle what it held of its budgets is the caller''s to settle.
+Locks: the outcome, its inference, a cooldown (skip locked), the budgets'' counters. Errors: none; a fault is part of the result.';
 
 comment on function routeledger.complete_decision(p_tenant_id text, p_id uuid, p_outcome_status text, p_attempt_id uuid, p_input_tokens bigint, p_output_tokens bigint, p_cache_read_input_tokens bigint, p_cache_creation_input_tokens bigint, p_reasoning_output_tokens bigint, p_cost_usd numeric, p_latency_ms double precision, p_ttft_ms double precision, p_http_status integer, p_error_type text, p_error_message text, p_provider_response_id text, p_response_model text, p_finish_reasons text[], p_decision_rule_override text) is
 'Closes a decision: the attempt gets its tokens, cost and latency (or its error), the outcome gets its status and the link, in one transaction. Without attempt_id the open attempt is meant.
 `succeeded` needs input_tokens and output_tokens (input_tokens include cached ones, output_tokens include reasoning, as in OpenTelemetry''s gen_ai.usage.*). `failed` needs error_type. cost_usd is computed from the dated prices where it is not given. decision_rule_override is for a failure before any dispatch: it links nothing. For a decision on hold, `failed` says only that no attempt will follow: the last one is linked as it was recorded. The same call again returns the same with created = false; a different completion is RL302. One that comes after the reaper is accepted once, with late = true.
-Locks: the outcome, then its inference. Errors: RL101 to RL104, RL108, RL110, RL201, RL202, RL302, RL304 to RL306.';
+What the decision reserved of its budgets is settled by what all its attempts cost. A success that probed a model ends the model''s cooldown; any other touches none.
+Locks: the outcome, its inference, a cooldown (skip locked), the budgets'' counters. Errors: RL101 to RL104, RL108, RL110, RL201, RL202, RL302, RL304 to RL306.';
 
 comment on function routeledger.complete_decisions(p_rows jsonb) is
 'Completes many decisions in one call and answers for each; a bad row never fails its neighbours. The result for a row is what complete_decision would have returned or raised for it, in the order given.
-Locks: the outcomes by (tenant_id, id), then their inferences. Errors: RL101, RL107, RL501 for the call; per row those of complete_decision.';
+Locks: the outcomes by (tenant_id, id), their inferences, cooldowns (skip locked), the budgets'' counters. Errors: RL101, RL107, RL501 for the call; per row those of complete_decision.';
 
 comment on function routeledger._attempt_fault(p routeledger.attempt_input, p_last boolean, p_settings routeledger.settings, p_now timestamptz) is
 'Judges one attempt of a story; returns the first fault, or null.
@@ -243,15 +417,15 @@ Locks: none. Errors: none.';
 
 comment on function routeledger._record_outcome(p_given routeledger.story_input, p_settings routeledger.settings, p_now timestamptz) is
 'Records one whole story; see record_outcome.
-Locks: the outcome''s key. Errors: none; a fault is part of the result.';
+Locks: the outcome''s key, then the budgets'' counters. Errors: none; a fault is part of the result.';
 
 comment on function routeledger.record_outcome(p_tenant_id text, p_id uuid, p_agent_id text, p_task_type text, p_candidates jsonb, p_chosen_model_slug text, p_decision_rule text, p_min_quality double precision, p_budget_cap_usd numeric, p_policy_version text, p_traffic_class text, p_event_at timestamptz, p_metadata jsonb, p_attempts jsonb, p_decision_rule_override text) is
-'Records a decision, all its attempts and its outcome in one transaction, for a caller who learns of it afterwards. The outcome is that of the last attempt; without attempts it is `rejected`, or, with a decision_rule_override, `failed` and unlinked. event_at says when it happened, created_at when it was recorded. The id is the idempotency key.
-Locks: the outcome''s key. Errors: RL101 to RL111, RL301, RL306, RL502, RL503.';
+'Records a decision, all its attempts and its outcome in one transaction, for a caller who learns of it afterwards. The outcome is that of the last attempt; without attempts it is `rejected`, or, with a decision_rule_override, `failed` and unlinked. event_at says when it happened, created_at when it was recorded. The id is the idempotency key. What it cost is spent in the budgets of its tenant and agent, in the windows of event_at, and never refused.
+Locks: the outcome''s key, then the budgets'' counters. Errors: RL101 to RL111, RL301, RL306, RL502, RL503.';
 
 comment on function routeledger.record_outcomes(p_rows jsonb) is
 'Records many stories in one call and answers for each; a bad row never fails its neighbours.
-Locks: the outcomes'' keys by (tenant_id, id). Errors: RL101, RL107, RL501 for the call; per row those of record_outcome.';
+Locks: the outcomes'' keys by (tenant_id, id), then the budgets'' counters. Errors: RL101, RL107, RL501 for the call; per row those of record_outcome.';
 
 comment on function routeledger._extend_lease(p_given routeledger.lease_input, p_settings routeledger.settings, p_now timestamptz) is
 'Extends one lease; see extend_lease.
@@ -266,8 +440,8 @@ comment on function routeledger.extend_leases(p_rows jsonb) is
 Locks: the outcomes by (tenant_id, id). Errors: RL101, RL107, RL501 for the call; per row those of extend_lease.';
 
 comment on function routeledger.reap(p_limit integer, p_tenant_id text) is
-'Closes decisions whose lease ran out: the open attempt is failed (`abandoned`), the outcome is `abandoned` and linked to its last attempt; nothing is deleted. Oldest leases first, at most p_limit a call, and what another session holds is passed over, so it may run from many places at once. Works across tenants unless p_tenant_id names one. Returns what it closed.
-Locks: the expired outcomes (skip locked), each with its inferences. Errors: RL101, RL103, RL108, RL110.';
+'Closes decisions whose lease ran out: the open attempt is failed (`abandoned`), the outcome is `abandoned` and linked to its last attempt; nothing is deleted. Oldest leases first, at most p_limit a call, and what another session holds is passed over, so it may run from many places at once. What they had reserved of their budgets is released. Works across tenants unless p_tenant_id names one. Returns what it closed.
+Locks: the expired outcomes (skip locked), each with its inferences, then the budgets'' counters. Errors: RL101, RL103, RL108, RL110.';
 
 comment on function routeledger._record_payload(p_given routeledger.payload_input, p_settings routeledger.settings, p_now timestamptz) is
 'Stores the payload of one attempt; see record_payload.
@@ -512,6 +686,76 @@ comment on function routeledger.score_patterns(p_rows jsonb, p_version text, p_r
 'Scores many patterns by one version and rule set and keeps the scores, as score_pattern() and persist_pattern_quality() would one after the other; a bad row never fails its neighbours.
 Rows: pattern_id and pattern (as score_pattern() takes it), required; measurement_timestamp (now, by clock()), confidence and metadata (of the measurement). Give measurement_timestamp where a call may be repeated: only then is the repetition `unchanged`.
 Locks: the patterns'' rows by pattern_id. Errors: RL101, RL107, RL501, RL205 for the call; per row RL101, RL103, RL107, RL108, RL109.';
+
+comment on function routeledger._normal_quantile(p double precision) is
+'Returns the quantile of the standard normal distribution for a p from 0.5 to 0.9999, to about 1e-16 of its value (algorithm AS 241, Wichura 1988).
+Locks: none. Errors: none.';
+
+comment on function routeledger._judge_candidates(p_tenant_id text, p_task_type text, p_policy routeledger.routing_policies, p_candidates text[], p_input_tokens bigint, p_input_mtok numeric, p_output_mtok numeric, p_z double precision, p_at timestamptz, p_first_day date, p_last_day date) is
+'Judges the candidates of one request, or all models enrolled where there are none: one row each, stage 0 where all is well, else the number of the first check that it fails, from the last check (1) to the first (8).
+known_stage leaves the veto out. score is what a model of known_stage 0 is ranked by, lower is better: the projected cost, that divided by the mean quality, rounded down to 1e-15, or that plus failure_cost_usd * (1 - mean quality). Where p_z is given the quality is a lower bound at z. Means are rounded, qualities to 1e-9, so that the order in which sums were added up makes no difference. mean is the mean reward of the window where it has min_samples and lies between 0 and 1, as a quality does. Rewards on another scale are no quality: the prior stands. Whoever calls it plans with a random_page_cost for pages in memory, or the price of each model is looked for in all. The inner selects end in `offset 0`, so that no expression of one is copied into the next: copied, they cost more than the query. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
+comment on function routeledger._rank_candidates(p_tenant_id text, p_task_type text, p_policy routeledger.routing_policies, p_candidates text[], p_input_tokens bigint, p_input_mtok numeric, p_output_mtok numeric, p_z double precision, p_at timestamptz, p_first_day date, p_last_day date) is
+'Puts the candidates of one request in order: those of stage 0 by score, quality and slug; then the others, those that came furthest first. Of each maker the k-th counts (1 + diversity_penalty)^(k - 1) times its score. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
+comment on function routeledger._drop_reason(p_stage integer) is
+'Returns the word for the check that a candidate fails; null for stage 0. Without a pinned path so that the planner can inline it; callers are pinned.
+Locks: none. Errors: none.';
+
+comment on function routeledger._ranking_fault(p_tenant_id text, p_task_type text, p_candidates text[], p_input_tokens bigint, p_output_tokens bigint, p_settings routeledger.settings) is
+'Judges the arguments of a ranking; returns the first fault, or null.
+Locks: none. Errors: none.';
+
+comment on function routeledger.rank_candidates(p_tenant_id text, p_task_type text, p_policy text, p_candidates text[], p_overrides jsonb, p_input_tokens bigint, p_output_tokens bigint, p_at timestamptz) is
+'Ranks the candidates of a request, all enrolled models where none are named, by a policy: every one has a rank, 1 is the best, or the one drop_reason of the first check that it fails: not_enrolled_no_price (the price of its input or output is unknown), price_flagged (its price is out of line), not_enrolled_no_q_prior (neither measured nor given a prior), m_allowed_veto (denied, not on the allow list, not enrolled, retired, or its context too short for input_tokens), below_quality_floor, exceeds_budget_cap, exceeds_latency_cap, cooling_down. The dropped ones follow, those that came furthest first. The same inputs give the same order and ruleset_hash.
+quality is what the floor is held against: the mean reward of the window''s buckets of this task type (`__global__` without one) where they have min_samples, with floor lower_bound its one-sided Wilson bound at `confidence`; else the model''s prior. Rewards whose mean is not between 0 and 1 are no quality. quality_source: prior, measured, lower_bound. projected_cost_usd is for input_tokens and output_tokens, those of the policy where they are not given; cost_per_success_usd is that over the mean quality. expected_latency_ms is the mean of what succeeded where there are min_samples, else the catalog''s; an unknown latency exceeds no cap. ranking_score is what the order is by: lowest first, then the higher quality, then the slug. p_overrides replaces rules of the policy for this call. p_at is the time of prices, cooldowns and the window''s last day (UTC); now when absent.
+Locks: none. Errors: RL101, RL103, RL106 to RL110, RL209, RL502.';
+
+comment on function routeledger._candidates_of(p_given routeledger.route_input, p_policy routeledger.routing_policies, p_at timestamptz) is
+'Ranks the candidates of a decision and returns what it needs of them. Eligible, best first: slugs, providers, costs_usd, samples, reward_sums. documents: what is stored of them and of the dropped, in order: of all that were named, else of the first 50, without those of which nobody knows a price or a quality. enrolled: whether any candidate is. vetoed_cheaper: whether one that is not allowed would have been a better buy. returns_first: of those that only cool down the place in documents of the first to return.
+Locks: none. Errors: none.';
+
+comment on function routeledger._draw_winners(p_policy routeledger.routing_policies, p_slugs text[], p_costs_usd numeric[], p_samples double precision[], p_reward_sums double precision[], p_seed bigint) is
+'Draws the winner of each of 200 rounds among the first ten eligible candidates, Thompson sampling: in each round every arm''s quality is drawn from its Beta posterior, Beta(1 + rewards, 1 + samples - rewards), and the arm wins that the policy would choose if these were the qualities; where none clears the floor, the best of them. As long as there are arms with fewer than p_min_samples samples, only they take part. The same seed and arms give the same winners.
+A Beta variate is made of two gamma variates, each of them a cubed normal one (Wilson and Hilferty 1931), which is close enough: the shares of the winners are exact whatever the law of the draws.
+Locks: none. Errors: none.';
+
+comment on function routeledger._seeded(p_seed bigint, p_word text) is
+'Returns a number from 0 to below 1, the same for the same seed and word.
+Locks: none. Errors: none.';
+
+comment on function routeledger._routed(p_given routeledger.route_input, p_stored routeledger.routing_outcomes, p_now timestamptz) is
+'Returns what a decision that is in the ledger already was routed to, or a refusal (RL301) where another request was routed, or none was, under that id.
+Locks: none. Errors: none; a fault is part of the result.';
+
+comment on function routeledger._wait_for(p_tenant_id text, p_model_slug text, p_provider text, p_attempt_id uuid, p_settings routeledger.settings, p_now timestamptz) is
+'Returns when a model that only cools down may be called, and whether this attempt is the probe that it is called for. Null where another attempt has just become its probe. Behind a probe that is out others come a little apart.
+Locks: the cooldown (skip locked). Errors: none.';
+
+comment on function routeledger._covered(p_given routeledger.route_input, p_costs_usd numeric[], p_settings routeledger.settings, p_now timestamptz) is
+'Returns the eligible candidates that are left, as places, best first: all, or where budgets concern the decision those that they cover.
+Locks: none. Errors: none.';
+
+comment on function routeledger._route(p_given routeledger.route_input, p_settings routeledger.settings, p_now timestamptz) is
+'Routes one request: ranks, chooses, writes the decision and its first attempt, or finds that its id was routed before.
+The chosen one is the first eligible that its budgets cover and, where its cooldown has just ended, whose probe this attempt may be; with exploration it is now and then the winner of a round instead. Where all that is acceptable cools down, it is the first to return, if that is within the deadline, or without one within retry_cap. The propensity is null where somebody else was faster to the last of a budget or to a probe: nobody can say it then.
+Locks: those of insert_decision, and a cooldown (skip locked). Errors: none; a fault is part of the result.';
+
+comment on function routeledger.route(p_tenant_id text, p_id uuid, p_agent_id text, p_task_type text, p_policy text, p_candidates text[], p_overrides jsonb, p_input_tokens bigint, p_output_tokens bigint, p_pinned_model text, p_budget_key text, p_deadline interval, p_traffic_class text, p_event_at timestamptz, p_lease interval, p_attempt_id uuid, p_metadata jsonb, p_seed bigint) is
+'Routes one request and records the decision before the provider is called, in one call and one transaction: ranks the candidates by the policy (see rank_candidates), chooses, reserves the budgets, and writes the decision with its first attempt; where nothing is acceptable it is closed at once as `rejected`. The id is the idempotency key: a known one returns what was decided then with created = false, whatever the ranking says now; for another request it is RL301.
+decision_rule: cheapest_clearing_floor, m_allowed_veto_applied (a better buy is not allowed), exploration, pinned (that model, unless the policy denies it, whatever it costs or is worth), no_candidate_clears_floor, no_candidate_enrolled. fallbacks is the order in which fail_attempt goes on. delay_ms is how long to wait before the call, because all that is acceptable cools down; where that takes longer than the deadline (without one: retry_cap) the decision is rejected and available_at says when. A candidate that its budgets do not cover is dropped as exceeds_budget_cap. propensity is the probability with which this model was served: 1 without exploration, and null where another call was faster to the last of a budget. The draws of an exploration come from p_seed, or from the id. Of a catalog the first 50 candidates are stored with the decision, of those that are named all.
+Locks: the outcome''s key, a cooldown (skip locked), the budgets'' counters. Errors: RL101 to RL110, RL209, RL301, RL502.';
+
+comment on function routeledger.routes(p_rows jsonb) is
+'Routes many requests in one call and answers for each, in the order given; a bad row never fails its neighbours. The result for a row is what route would have returned or raised for it. Rows are routed in order of (tenant_id, id), those without an id last, and each sees what the ones before it reserved.
+Locks: those of route, by (tenant_id, id). Errors: RL101, RL107, RL501 for the call; per row those of route.';
+
+comment on function routeledger.replay_policy(p_tenant_id text, p_policy text, p_overrides jsonb, p_from date, p_to date, p_limit integer, p_all_models boolean) is
+'Replays the closed production decisions of a tenant from p_from up to, not including, p_to (UTC; by default the last 30 days) under a policy: one row each, in order of their ids, at most p_limit of them, drawn alike from the whole window and always the same ones. Decisions that failed or were abandoned are left out. With p_all_models all enrolled models are candidates, not those stored, and `candidates`, how many were stored, is null.
+As it was: served_model_slug (null: rejected), served_cost_usd with served_cost_source `ledger` or, where no cost is recorded or it is flagged as implausible, `catalog`; served_quality. As the policy would have it: model_slug (null: it chooses nothing), cost_usd, quality. The cost of the model that served is what it cost; that of another is the tokens of the decision (those that the policy assumes where none are known) at its price then, cost_source `catalog`. quality_source is `reward`, or `buckets` with their number of rewards and the standard error of their mean; quality is null below min_samples of the policy. Cooldowns and budgets of the time are not replayed.
+Locks: none. Errors: RL101, RL103, RL107, RL108, RL109, RL110, RL209.';
 
 comment on function routeledger._caller_role() is
 'Returns the role on whose behalf the session calls, also within a SECURITY DEFINER routine: the one that SET ROLE chose, else the login.
@@ -1082,5 +1326,5 @@ Returns one row like ensure_check(): `created`, `replaced` (definition null: it 
 Locks: the advisory lock of (table, constraint), then access exclusive on the table, waiting at most p_lock_timeout, p_attempts times. Errors: RL101, RL102, RL103, RL108, RL117, RL208, RL309 (p_strict), 55P03, and what the table raises.';
 
 comment on function routeledger.maintain(p_ahead interval) is
-'Makes the partitions of today and of the time ahead (settings.partitions_ahead periods of settings.partition_width, or the interval given), so that no write has to, and drops the row images of repairs that are older than settings.repair_retention. Safe to run at any time, from anywhere, as often as wanted. Returns what it made and dropped.
-Locks: share update exclusive on the ledger''s tables where a partition is missing; access exclusive on images that are dropped. Errors: RL103.';
+'Makes the partitions of today and of the time ahead (settings.partitions_ahead periods of settings.partition_width, or the interval given), so that no write has to, and drops the row images of repairs that are older than settings.repair_retention, the counters of budgets older than settings.budget_retention, and cooldowns that are long over. Safe to run at any time, from anywhere, as often as wanted. Returns what it made and dropped.
+Locks: share update exclusive on the ledger''s tables where a partition is missing; access exclusive on images that are dropped; counters and cooldowns that go (skip locked). Errors: RL103.';
