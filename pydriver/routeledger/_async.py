@@ -46,6 +46,8 @@ Candidates = Sequence[Candidate | Mapping[str, Any] | str]
 Money = Decimal | float | int | str
 Id = UUID | str
 Next = Literal["policy", "hold", "give_up"]
+Scope = Literal["tenant", "agent", "key"]
+Period = Literal["hour", "day", "month", "total"]
 OnTie = Literal["greatest_row", "replace", "keep"]
 TrafficClass = Literal["production", "shadow", "synthetic", "replay"]
 OnLedgerError = Literal["raise", "spool"]
@@ -63,6 +65,7 @@ _MOST_STEPS = 100
 _COALESCED = frozenset(
     {
         "insert_decision",
+        "route",
         "start_attempt",
         "fail_attempt",
         "complete_decision",
@@ -250,6 +253,10 @@ class AsyncLedger:
         lease: timedelta | None = None,
         attempt_id: Id | None = None,
         metadata: Mapping[str, Any] | None = None,
+        budget_key: str | None = None,
+        deadline: timedelta | None = None,
+        ruleset_hash: str | None = None,
+        propensity: float | None = None,
         heartbeat: bool = True,
         classify: Callable[[BaseException], Failure] | None = None,
     ) -> AsyncOpenDecision:
@@ -290,8 +297,72 @@ class AsyncLedger:
             "lease": lease,
             "attempt_id": self._ids() if attempt_id is None else str(attempt_id),
             "metadata": metadata,
+            "budget_key": budget_key,
+            "deadline": deadline,
+            "ruleset_hash": ruleset_hash,
+            "propensity": propensity,
         }
         return AsyncOpenDecision(self, params, heartbeat=heartbeat, classifier=classify)
+
+    def routed(
+        self,
+        *,
+        tenant_id: str,
+        id: Id | None = None,
+        agent_id: str | None = None,
+        task_type: str | None = None,
+        policy: str = "default",
+        candidates: Sequence[str] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+        pinned_model: str | None = None,
+        budget_key: str | None = None,
+        deadline: timedelta | None = None,
+        traffic_class: TrafficClass = "production",
+        event_at: datetime | None = None,
+        lease: timedelta | None = None,
+        attempt_id: Id | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        heartbeat: bool = True,
+        classify: Callable[[BaseException], Failure] | None = None,
+    ) -> AsyncOpenDecision:
+        """A decision that the ledger makes, as a block whose every exit closes the books.
+
+            async with ledger.routed(tenant_id="acme", task_type="chat") as decision:
+                async for attempt in decision.attempts():
+                    async with attempt:
+                        reply = await call_provider(attempt.model_slug)
+                        attempt.succeed(input_tokens=…, output_tokens=…)
+
+        The arguments are those of `route`, and the block is that of `decision`; `result` is a
+        `Routed`. With ``on_ledger_error="spool"`` and no ledger to ask, the pinned model or the
+        candidates named are tried in the order given; without either it raises.
+        """
+        params = {
+            "tenant_id": tenant_id,
+            "id": self._ids() if id is None else str(id),
+            "agent_id": agent_id,
+            "task_type": task_type,
+            "policy": policy,
+            "candidates": None if candidates is None else list(candidates),
+            "overrides": overrides,
+            "input_tokens": input_tokens,
+            "output_tokens": output_tokens,
+            "pinned_model": pinned_model,
+            "budget_key": budget_key,
+            "deadline": deadline,
+            "traffic_class": traffic_class,
+            "event_at": event_at,
+            "lease": lease,
+            "attempt_id": None if attempt_id is None else str(attempt_id),
+            "metadata": metadata,
+            "seed": seed,
+        }
+        return AsyncOpenDecision(
+            self, params, heartbeat=heartbeat, classifier=classify, opens=_routines.ROUTE
+        )
 
     async def insert_decision(
         self,
@@ -311,6 +382,10 @@ class AsyncLedger:
         lease: timedelta | None = None,
         attempt_id: Id | None = None,
         metadata: Mapping[str, Any] | None = None,
+        budget_key: str | None = None,
+        deadline: timedelta | None = None,
+        ruleset_hash: str | None = None,
+        propensity: float | None = None,
         conn: Conn | None = None,
     ) -> types.Decision:
         """Write a decision, and its first attempt, before the provider is called.
@@ -331,7 +406,14 @@ class AsyncLedger:
             lease: how long the reaper leaves it alone; the ledger's setting when absent.
             attempt_id: the UUID v7 of the first attempt.
             metadata: anything, as a JSON object.
+            budget_key: whose budgets of the scope ``key`` it counts against.
+            deadline: how long the caller will wait in all for an answer.
+            ruleset_hash: of the rules that chose.
+            propensity: the probability with which this model was chosen, 0 to 1.
             conn: a connection of the caller's, which is not committed.
+
+        Raises:
+            BudgetExhausted: a budget does not cover it; nothing was written.
         """
         row = {
             "tenant_id": tenant_id,
@@ -349,8 +431,119 @@ class AsyncLedger:
             "lease": lease,
             "attempt_id": self._ids() if attempt_id is None else attempt_id,
             "metadata": metadata,
+            "budget_key": budget_key,
+            "deadline": deadline,
+            "ruleset_hash": ruleset_hash,
+            "propensity": propensity,
         }
         return await self._submit(_routines.INSERT_DECISION, _compact(row), conn)
+
+    async def route(
+        self,
+        *,
+        tenant_id: str,
+        id: Id | None = None,
+        agent_id: str | None = None,
+        task_type: str | None = None,
+        policy: str = "default",
+        candidates: Sequence[str] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+        pinned_model: str | None = None,
+        budget_key: str | None = None,
+        deadline: timedelta | None = None,
+        traffic_class: TrafficClass = "production",
+        event_at: datetime | None = None,
+        lease: timedelta | None = None,
+        attempt_id: Id | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        conn: Conn | None = None,
+    ) -> types.Routed:
+        """Have the ledger choose the model, and write the decision and its first attempt.
+
+        Args:
+            tenant_id: whose request it is.
+            id: the decision's UUID v7, which is the idempotency key: a known one returns what was
+                decided then.
+            agent_id: who asks.
+            task_type: what for: the buckets of this task type say how good each model is at it.
+            policy: the name of a routing policy, or ``name@version``.
+            candidates: the models to choose from; all enrolled ones when absent.
+            overrides: rules of the policy with other values, for this call.
+            input_tokens: tokens of the prompt; the policy's assumption when absent.
+            output_tokens: tokens expected; the policy's assumption when absent.
+            pinned_model: take this one, unless the policy denies it.
+            budget_key: whose budgets of the scope ``key`` it counts against.
+            deadline: how long the caller will wait in all; where every acceptable model cools down,
+                the first to return is chosen if that is in time.
+            traffic_class: ``production``, ``shadow``, ``synthetic`` or ``replay``.
+            event_at: when it happened, if not now.
+            lease: how long the reaper leaves it alone; the ledger's setting when absent.
+            attempt_id: the UUID v7 of the first attempt.
+            metadata: anything, as a JSON object.
+            seed: of the draws of a policy that explores; they come from the id when absent.
+            conn: a connection of the caller's, which is not committed.
+
+        Raises:
+            PolicyNotFound: there is no such policy.
+            IdReused: another request was routed under this id.
+        """
+        row = {
+            "tenant_id": tenant_id,
+            "id": self._ids() if id is None else id,
+            "agent_id": agent_id,
+            "task_type": task_type,
+            "policy": policy,
+            "candidates": None if candidates is None else list(candidates),
+            "overrides": overrides,
+            "input_tokens": input_tokens,
+            "output_tokens": output_tokens,
+            "pinned_model": pinned_model,
+            "budget_key": budget_key,
+            "deadline": deadline,
+            "traffic_class": traffic_class,
+            "event_at": event_at,
+            "lease": lease,
+            "attempt_id": attempt_id,
+            "metadata": metadata,
+            "seed": seed,
+        }
+        return await self._submit(_routines.ROUTE, _compact(row), conn)
+
+    async def rank_candidates(
+        self,
+        *,
+        tenant_id: str,
+        task_type: str | None = None,
+        policy: str = "default",
+        candidates: Sequence[str] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+        at: datetime | None = None,
+        conn: Conn | None = None,
+    ) -> list[types.Ranked]:
+        """Say how a request would be routed, and why each model is where it is. Writes nothing.
+
+        Args:
+            at: the time of prices, measurements and cooldowns; now when absent.
+
+        The other arguments are those of `route`.
+        """
+        params = {
+            "tenant_id": tenant_id,
+            "task_type": task_type,
+            "policy": policy,
+            "candidates": None if candidates is None else list(candidates),
+            "overrides": _codec.dumps(overrides or {}),
+            "input_tokens": input_tokens,
+            "output_tokens": output_tokens,
+            "at": at,
+        }
+        records = await self._query(_calls.RANK_CANDIDATES, params, conn)
+        return [types.Ranked(*r) for r in records]
 
     async def start_attempt(
         self,
@@ -616,6 +809,13 @@ class AsyncLedger:
         return await self._many(
             _routines.INSERT_DECISION, self._with_ids(rows, "id", "attempt_id"), conn
         )
+
+    async def routes(
+        self, rows: Iterable[Row], *, conn: Conn | None = None
+    ) -> list[RowResult[types.Routed]]:
+        """`route` for many; see `insert_decisions`. They are routed one after the other, and each
+        sees what the ones before it reserved."""
+        return await self._many(_routines.ROUTE, self._with_ids(rows, "id"), conn)
 
     async def start_attempts(
         self, rows: Iterable[Row], *, conn: Conn | None = None
@@ -1169,6 +1369,80 @@ class AsyncLedger:
         records = await self._query(_calls.CONFIGURE, params, conn)
         return dict(records[0][0])
 
+    async def set_policy(
+        self, name: str, policy: Mapping[str, Any] | None = None, *, conn: Conn | None = None
+    ) -> types.PolicyVersion:
+        """Store a routing policy; other content becomes its next version.
+
+        Args:
+            name: letters, digits, dots, dashes and underscores.
+            policy: rules by name; one that is left out has its default. See
+                ``docs/how-to/route.md``.
+        """
+        params = {"name": name, "policy": _codec.dumps(policy or {})}
+        return types.PolicyVersion(*(await self._query(_calls.SET_POLICY, params, conn))[0])
+
+    async def set_retry_policy(
+        self,
+        policy: Mapping[str, Any],
+        *,
+        tenant_id: str = "",
+        model_slug: str = "",
+        conn: Conn | None = None,
+    ) -> types.RetryPolicy:
+        """Say how failures are met: of all tenants and models, or of one; see
+        ``docs/how-to/failover.md``. An empty policy takes it back."""
+        params = {
+            "tenant_id": tenant_id,
+            "model_slug": model_slug,
+            "policy": _codec.dumps(policy),
+        }
+        return types.RetryPolicy(*(await self._query(_calls.SET_RETRY_POLICY, params, conn))[0])
+
+    async def set_budget(
+        self,
+        tenant_id: str,
+        name: str,
+        limit_usd: Money,
+        *,
+        scope: Scope = "tenant",
+        subject: str = "",
+        period: Period = "day",
+        shards: int = 1,
+        conn: Conn | None = None,
+    ) -> bool:
+        """Make a budget or change it; True when it is new. See ``docs/how-to/budgets.md``.
+
+        Args:
+            tenant_id: whose decisions it limits.
+            name: its name.
+            limit_usd: US dollars in a period.
+            scope: what it limits: all decisions of the ``tenant``, or those of an ``agent`` or
+                budget ``key``.
+            subject: which agent or key; ``*`` gives each of them a budget of its own.
+            period: ``hour``, ``day`` or ``month`` (UTC), or ``total``.
+            shards: counters it is kept in; more than 1 where many sessions write to it at once.
+            conn: a connection of the caller's, which is not committed.
+        """
+        params = {
+            "tenant_id": tenant_id,
+            "name": name,
+            "limit_usd": limit_usd,
+            "scope": scope,
+            "subject": subject,
+            "period": period,
+            "shards": shards,
+        }
+        return bool((await self._query(_calls.SET_BUDGET, params, conn))[0][0])
+
+    async def drop_budget(self, tenant_id: str, name: str, *, conn: Conn | None = None) -> None:
+        """Drop a budget and all that was counted in it.
+
+        Raises:
+            BudgetNotFound: there is no such budget.
+        """
+        await self._query(_calls.DROP_BUDGET, {"tenant_id": tenant_id, "name": name}, conn)
+
     async def replay_spool(
         self, spool: Spool | str | os.PathLike[str] | None = None
     ) -> ReplayReport:
@@ -1263,7 +1537,7 @@ class AsyncLedger:
         return await self._one(routine, row, None)
 
     async def _one(self, routine: Routine[T], row: Row, conn: Conn | None) -> T:
-        params = _codec.single_params(row, routine.defaults)
+        params = _codec.single_params(row, routine.defaults, routine.arrays)
         return routine.read_single((await self._query(routine.single, params, conn))[0])
 
     async def _many(

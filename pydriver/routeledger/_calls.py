@@ -34,7 +34,11 @@ from routeledger.insert_decision(
   p_event_at => %(event_at)s::timestamp with time zone,
   p_lease => %(lease)s::interval,
   p_attempt_id => %(attempt_id)s::uuid,
-  p_metadata => %(metadata)s::jsonb)
+  p_metadata => %(metadata)s::jsonb,
+  p_budget_key => %(budget_key)s::text,
+  p_deadline => %(deadline)s::interval,
+  p_ruleset_hash => %(ruleset_hash)s::text,
+  p_propensity => %(propensity)s::double precision)
 """
 
 START_ATTEMPT: Final[LiteralString] = """
@@ -49,7 +53,7 @@ from routeledger.start_attempt(
 
 FAIL_ATTEMPT: Final[LiteralString] = """
 select id, attempt_id, action, next_attempt_id, next_attempt_no, next_model_slug, next_provider,
-  delay_ms, outcome_status, created
+  delay_ms, outcome_status, created, available_at
 from routeledger.fail_attempt(
   p_tenant_id => %(tenant_id)s::text,
   p_id => %(id)s::uuid,
@@ -146,6 +150,78 @@ from routeledger.maintain(
 CONFIGURE: Final[LiteralString] = """
 select routeledger.configure(
   p_settings => %(settings)s::jsonb) as settings
+"""
+
+# -- routing --------------------------------------------------------------------------------------
+
+RANK_CANDIDATES: Final[LiteralString] = """
+select rank, model_slug, provider, drop_reason, quality, quality_source, samples,
+  projected_cost_usd, cost_per_success_usd, expected_latency_ms, ranking_score, ruleset_hash
+from routeledger.rank_candidates(
+  p_tenant_id => %(tenant_id)s::text,
+  p_task_type => %(task_type)s::text,
+  p_policy => %(policy)s::text,
+  p_candidates => %(candidates)s::text[],
+  p_overrides => %(overrides)s::jsonb,
+  p_input_tokens => %(input_tokens)s::bigint,
+  p_output_tokens => %(output_tokens)s::bigint,
+  p_at => %(at)s::timestamp with time zone)
+"""
+
+ROUTE: Final[LiteralString] = """
+select id, attempt_id, attempt_no, model_slug, provider, decision_rule, outcome_status, fallbacks,
+  delay_ms, available_at, projected_cost_usd, policy_version, ruleset_hash, propensity, created
+from routeledger.route(
+  p_tenant_id => %(tenant_id)s::text,
+  p_id => %(id)s::uuid,
+  p_agent_id => %(agent_id)s::text,
+  p_task_type => %(task_type)s::text,
+  p_policy => %(policy)s::text,
+  p_candidates => %(candidates)s::text[],
+  p_overrides => %(overrides)s::jsonb,
+  p_input_tokens => %(input_tokens)s::bigint,
+  p_output_tokens => %(output_tokens)s::bigint,
+  p_pinned_model => %(pinned_model)s::text,
+  p_budget_key => %(budget_key)s::text,
+  p_deadline => %(deadline)s::interval,
+  p_traffic_class => %(traffic_class)s::text,
+  p_event_at => %(event_at)s::timestamp with time zone,
+  p_lease => %(lease)s::interval,
+  p_attempt_id => %(attempt_id)s::uuid,
+  p_metadata => %(metadata)s::jsonb,
+  p_seed => %(seed)s::bigint)
+"""
+
+SET_POLICY: Final[LiteralString] = """
+select name, version, ruleset_hash, created
+from routeledger.set_policy(
+  p_name => %(name)s::text,
+  p_policy => %(policy)s::jsonb)
+"""
+
+SET_RETRY_POLICY: Final[LiteralString] = """
+select tenant_id, model_slug, error_class, changed
+from routeledger.set_retry_policy(
+  p_tenant_id => %(tenant_id)s::text,
+  p_model_slug => %(model_slug)s::text,
+  p_policy => %(policy)s::jsonb)
+"""
+
+SET_BUDGET: Final[LiteralString] = """
+select routeledger.set_budget(
+  p_tenant_id => %(tenant_id)s::text,
+  p_name => %(name)s::text,
+  p_limit_usd => %(limit_usd)s::numeric,
+  p_scope => %(scope)s::text,
+  p_subject => %(subject)s::text,
+  p_period => %(period)s::text,
+  p_shards => %(shards)s::integer) as created
+"""
+
+DROP_BUDGET: Final[LiteralString] = """
+select routeledger.drop_budget(
+  p_tenant_id => %(tenant_id)s::text,
+  p_name => %(name)s::text) as dropped
 """
 
 # -- upserts into any table -----------------------------------------------------------------------
@@ -431,6 +507,14 @@ from routeledger.insert_decisions(
   p_rows => %(rows)s::jsonb)
 """
 
+ROUTES: Final[LiteralString] = """
+select ord, status, code, message, detail, hint,
+  id, attempt_id, attempt_no, model_slug, provider, decision_rule, outcome_status, fallbacks,
+  delay_ms, available_at, projected_cost_usd, policy_version, ruleset_hash, propensity
+from routeledger.routes(
+  p_rows => %(rows)s::jsonb)
+"""
+
 START_ATTEMPTS: Final[LiteralString] = """
 select ord, status, code, message, detail, hint,
   id, attempt_id, attempt_no, model_slug, provider
@@ -441,7 +525,7 @@ from routeledger.start_attempts(
 FAIL_ATTEMPTS: Final[LiteralString] = """
 select ord, status, code, message, detail, hint,
   id, attempt_id, action, next_attempt_id, next_attempt_no, next_model_slug, next_provider,
-  delay_ms, outcome_status
+  delay_ms, outcome_status, available_at
 from routeledger.fail_attempts(
   p_rows => %(rows)s::jsonb)
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -16,7 +16,15 @@ from .types import Candidate
 Row = Mapping[str, Any]
 Params = dict[str, Any]
 
-JSON_PARAMS = ("candidates", "metadata", "attempts", "request", "response", "settings")
+JSON_PARAMS = (
+    "candidates",
+    "metadata",
+    "attempts",
+    "request",
+    "response",
+    "settings",
+    "overrides",
+)
 _NUL = "\\u0000"
 
 
@@ -85,16 +93,18 @@ def dumps_rows(rows: Sequence[Row]) -> tuple[str, dict[int, MalformedRow]]:
     return f"[{','.join(texts)}]", refused
 
 
-def single_params(row: Row, defaults: Row) -> Params:
-    """The parameters of a single form: documents as JSON text, absent ones at their defaults."""
+def single_params(row: Row, defaults: Row, arrays: Collection[str] = ()) -> Params:
+    """The parameters of a single form: documents as JSON text, what is an array to it as a list,
+    absent ones at their defaults."""
     params: Params = {**defaults, **row}
     for key in JSON_PARAMS:
         value = params.get(key)
-        if value is not None:
+        if value is not None and key not in arrays:
             params[key] = dumps(value)
-    reasons = params.get("finish_reasons")
-    if reasons is not None and not isinstance(reasons, list):
-        params["finish_reasons"] = list(reasons)
+    for key in arrays:
+        value = params.get(key)
+        if value is not None and not isinstance(value, (list, str)):
+            params[key] = list(value)
     return params
 
 

@@ -41,7 +41,15 @@ from ._classify import MESSAGE_LIMIT, Failure, classify
 from ._codec import Row, clean_text
 from ._threads import Cancelled, Later, Timer, run_blocking, shielded, sleep
 from .errors import LeaseLost, LedgerBusy, LedgerError, LedgerUnavailable
-from .types import Candidate, Completion, Decision, DecisionOutcome, NextStep, OutcomeStatus
+from .types import (
+    Candidate,
+    Completion,
+    Decision,
+    DecisionOutcome,
+    NextStep,
+    OutcomeStatus,
+    Routed,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -280,14 +288,16 @@ class OpenDecision:
         *,
         heartbeat: bool,
         classifier: Callable[[BaseException], Failure] | None,
+        opens: _routines.Routine[Any] = _routines.INSERT_DECISION,
     ) -> None:
         self._ledger = ledger
         self._params = params
+        self._opens = opens
         self._classify = classifier or classify
         self._heartbeat = heartbeat
         self._timer: Timer | None = None
         self._ended = False  # no more extensions of the lease
-        self._decision: Decision | None = None
+        self._decision: Decision | Routed | None = None
         self._delay = 0.0
         self._dispatched = False
         self._given: OpenAttempt | None = None
@@ -311,8 +321,8 @@ class OpenDecision:
         return str(self._params["tenant_id"])
 
     @property
-    def result(self) -> Decision:
-        """What `insert_decision` returned."""
+    def result(self) -> Decision | Routed:
+        """What `insert_decision` or `route` returned."""
         if self._decision is None:
             raise RuntimeError("The decision block has not been entered.")
         return self._decision
@@ -343,12 +353,12 @@ class OpenDecision:
             raise RuntimeError("A decision block is entered once.")
         row = {k: v for k, v in self._params.items() if v is not None}
         try:
-            decision = self._ledger._submit(_routines.INSERT_DECISION, row)
+            decision = self._ledger._submit(self._opens, row)
         except Cancelled:
             self._quietly(self._close_unseen, row)
             raise
         except _OFFLINE as exc:
-            if self._ledger._spool is None:
+            if self._ledger._spool is None or not self._can_choose():
                 raise
             self._ledger._warn_spooling(exc)
             self._begin_offline()
@@ -361,6 +371,8 @@ class OpenDecision:
             self.outcome = DecisionOutcome(decision.outcome_status)
             return self
         self._open(decision.attempt_id, decision.attempt_no, decision.model_slug, decision.provider)
+        if isinstance(decision, Routed):
+            self._delay = (decision.delay_ms or 0) / 1000
         if self._heartbeat:
             lease = self._params.get("lease")
             seconds = lease.total_seconds() / 2 if isinstance(lease, timedelta) else FIRST_BEAT
@@ -513,7 +525,7 @@ class OpenDecision:
     def _close_unseen(self, row: Row) -> None:
         """Close a decision whose insert was interrupted. The insert may still be under way on its
         connection: the same call again waits for it, and makes sure of it."""
-        decision = self._ledger._submit(_routines.INSERT_DECISION, row)
+        decision = self._ledger._submit(self._opens, row)
         if not decision.rejected:
             closing = {
                 **self._key(),
@@ -558,9 +570,8 @@ class OpenDecision:
         shielded(run_blocking(self._ledger._spool.append, records))
 
     def _spool_story(self, override: str | None) -> None:
-        row = {k: v for k, v in self._params.items() if v is not None}
-        row.pop("lease", None)
-        row.pop("attempt_id", None)
+        told = {"tenant_id", *_routines.RECORD_OUTCOME.defaults}
+        row = {k: v for k, v in self._params.items() if v is not None and k in told}
         row["attempts"] = self._story or []
         if override is not None:
             row["decision_rule_override"] = override
@@ -568,11 +579,19 @@ class OpenDecision:
 
     # -- offline --
 
+    def _can_choose(self) -> bool:
+        """Whether there is something to choose without the ledger: it ranks, nobody else can."""
+        if self._opens is _routines.INSERT_DECISION:
+            return True
+        return bool(self._params["pinned_model"] or self._params["candidates"])
+
     def _begin_offline(self) -> None:
         """Decide as the ledger would: the model that was named, else the first eligible one."""
         self._story = []
         self._spooling = True
         params = self._params
+        if self._opens is _routines.ROUTE:
+            params["chosen_model_slug"] = params["pinned_model"]
         if params.get("event_at") is None:
             params["event_at"] = datetime.now(timezone.utc)
         chosen = params.get("chosen_model_slug")
@@ -601,7 +620,7 @@ class OpenDecision:
         if rule is None:
             rule = "caller_ranked" if self._candidates() else "pinned"
         provider = self._candidates()[place].get("provider") if place is not None else None
-        attempt_id = UUID(params["attempt_id"])
+        attempt_id = UUID(params["attempt_id"] or self._ledger._ids())
         self._decision = Decision(
             self.id, attempt_id, 1, chosen, provider, rule, None, created=True
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from . import _calls, types
@@ -20,7 +20,7 @@ class Routine(Generic[T]):
     """A routine in both its forms.
 
     `order` is the place of its rows where one transaction carries several routines: what opens
-    comes before what closes.
+    comes before what closes. `arrays` are those of its parameters that are no documents.
     """
 
     name: str
@@ -31,6 +31,13 @@ class Routine(Generic[T]):
     defaults: Row
     has_created: bool
     order: int
+    arrays: tuple[str, ...] = ()
+    before_created: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        if self.has_created:
+            names = [of.name for of in fields(self.result)]  # type: ignore[arg-type]
+            object.__setattr__(self, "before_created", names.index("created"))
 
     def read_single(self, record: tuple[Any, ...]) -> T:
         """The result of the single form's one row."""
@@ -39,7 +46,8 @@ class Routine(Generic[T]):
     def read_many(self, record: tuple[Any, ...]) -> T:
         """The result of one accepted or replayed row of the set-based form."""
         if self.has_created:
-            return self.result(*record[6:], record[1] == "accepted")
+            place = 6 + self.before_created
+            return self.result(*record[6:place], record[1] == "accepted", *record[place:])
         return self.result(*record[6:])
 
     def read_row(self, record: tuple[Any, ...]) -> types.RowResult[T]:
@@ -69,9 +77,31 @@ INSERT_DECISION = Routine(
     _calls.INSERT_DECISION,
     _calls.INSERT_DECISIONS,
     types.Decision,
-    {**_DECISION, **_nulls("lease attempt_id")},
+    {
+        **_DECISION,
+        **_nulls("lease attempt_id budget_key deadline ruleset_hash propensity"),
+    },
     True,
     0,
+)
+ROUTE = Routine(
+    "route",
+    "routes",
+    _calls.ROUTE,
+    _calls.ROUTES,
+    types.Routed,
+    {
+        **_nulls(
+            "id agent_id task_type candidates input_tokens output_tokens pinned_model budget_key"
+            " deadline event_at lease attempt_id metadata seed"
+        ),
+        "policy": "default",
+        "overrides": {},
+        "traffic_class": "production",
+    },
+    True,
+    0,
+    ("candidates",),
 )
 START_ATTEMPT = Routine(
     "start_attempt",
@@ -119,6 +149,7 @@ COMPLETE_DECISION = Routine(
     ),
     True,
     4,
+    ("finish_reasons",),
 )
 RECORD_OUTCOME = Routine(
     "record_outcome",
@@ -155,6 +186,7 @@ ROUTINES: dict[str, Routine[Any]] = {
     r.name: r
     for r in (
         INSERT_DECISION,
+        ROUTE,
         START_ATTEMPT,
         FAIL_ATTEMPT,
         EXTEND_LEASE,

@@ -19,7 +19,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from routeledger import _terminal as terminal
-from routeledger import catalog, cli_constraints, cli_patterns, cli_repair, doctor, install
+from routeledger import (
+    catalog,
+    cli_constraints,
+    cli_patterns,
+    cli_repair,
+    cli_replay,
+    cli_routing,
+    doctor,
+    install,
+)
 from routeledger._terminal import (
     DATABASE,
     FINDING,
@@ -85,6 +94,11 @@ app.add_typer(models_app, name="models")
 app.add_typer(cli_patterns.app, name="patterns")
 app.add_typer(cli_constraints.app, name="constraints")
 app.add_typer(cli_repair.app, name="repair")
+app.command("replay")(cli_replay.replay_command)
+app.command("rank")(cli_routing.rank_command)
+app.command("route")(cli_routing.route_command)
+app.add_typer(cli_routing.policy_app, name="policy")
+app.add_typer(cli_routing.budget_app, name="budget")
 app.add_typer(spool_app, name="spool")
 
 

@@ -29,6 +29,8 @@ __all__ = [
     "BadArgument",
     "BatchReused",
     "BatchTooLarge",
+    "BudgetExhausted",
+    "BudgetNotFound",
     "ChangeNotFound",
     "ChangedSince",
     "Conflict",
@@ -62,6 +64,7 @@ __all__ = [
     "NotUuidV7",
     "OtherVersionInstalled",
     "OutOfRange",
+    "PolicyNotFound",
     "RepairNotFound",
     "RoleNotFound",
     "RowRefused",
@@ -377,6 +380,18 @@ class ChangeNotFound(NotFound):
     code, default_name = "RL208", "change_not_found"
 
 
+class PolicyNotFound(NotFound):
+    """There is no such routing policy, or not in that version."""
+
+    code, default_name = "RL209", "policy_not_found"
+
+
+class BudgetNotFound(NotFound):
+    """There is no such budget."""
+
+    code, default_name = "RL210", "budget_not_found"
+
+
 class IdReused(Conflict):
     """The id already stands for a different payload."""
 
@@ -477,6 +492,12 @@ class TooManyAttempts(LimitExceeded):
     """More attempts than one decision takes."""
 
     code, default_name = "RL503", "too_many_attempts"
+
+
+class BudgetExhausted(LimitExceeded):
+    """A budget does not cover the decision; ``detail`` names it, what is left, and when it resets."""
+
+    code, default_name = "RL504", "budget_exhausted"
 
 
 class SchemaNotOurs(InstallError):  # noqa: N818

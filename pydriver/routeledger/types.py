@@ -25,6 +25,7 @@ __all__ = [
     "Decision",
     "DecisionOutcome",
     "DecisionRow",
+    "DropReason",
     "EnsureOutcome",
     "EnsureResult",
     "ImportedModel",
@@ -36,11 +37,15 @@ __all__ = [
     "OrphanRow",
     "OutcomeStatus",
     "PlannedConstraint",
+    "PolicyVersion",
+    "Ranked",
     "Reaped",
     "ReconciliationRow",
     "RecordedOutcome",
     "Refusal",
     "RepairRow",
+    "RetryPolicy",
+    "Routed",
     "RowResult",
     "RowStatus",
     "StartedAttempt",
@@ -56,6 +61,16 @@ CostSource = Literal["caller", "catalog", "unpriced", "no_usage"]
 RowStatus = Literal["accepted", "replayed", "refused"]
 EnsureOutcome = Literal["unchanged", "created", "replaced", "validated", "pending", "refused"]
 ConstraintKind = Literal["check", "not_null", "unique"]
+DropReason = Literal[
+    "not_enrolled_no_price",
+    "price_flagged",
+    "not_enrolled_no_q_prior",
+    "m_allowed_veto",
+    "below_quality_floor",
+    "exceeds_budget_cap",
+    "exceeds_latency_cap",
+    "cooling_down",
+]
 
 T = TypeVar("T")
 
@@ -102,6 +117,80 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Ranked:
+    """A candidate as the router sees it: it has a `rank`, from 1, or a `drop_reason`.
+
+    `quality` is what the floor is held against, 0 to 1; `quality_source` says whether that is the
+    catalog's ``prior``, the ``measured`` mean of `samples` rewards, or its ``lower_bound``.
+    """
+
+    rank: int | None
+    model_slug: str
+    provider: str | None
+    drop_reason: DropReason | None
+    quality: float | None
+    quality_source: Literal["prior", "measured", "lower_bound"] | None
+    samples: int
+    projected_cost_usd: Decimal | None
+    cost_per_success_usd: Decimal | None
+    expected_latency_ms: float | None
+    ranking_score: Decimal | None
+    ruleset_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A request was routed and the decision is in the ledger; attempt 1 is open, to be dispatched
+    after `delay_ms`, or `outcome_status` is ``rejected``.
+
+    `fallbacks` are the models that follow when this one fails; `propensity` is the probability with
+    which this model was served. `available_at`: when the first model returns, where all that is
+    acceptable cools down.
+    """
+
+    id: UUID
+    attempt_id: UUID | None
+    attempt_no: int | None
+    model_slug: str | None
+    provider: str | None
+    decision_rule: str
+    outcome_status: OutcomeStatus | None
+    fallbacks: list[str]
+    delay_ms: int | None
+    available_at: datetime | None
+    projected_cost_usd: Decimal | None
+    policy_version: str
+    ruleset_hash: str
+    propensity: float | None
+    created: bool
+
+    @property
+    def rejected(self) -> bool:
+        """True when no candidate was acceptable, so that there is nothing to call."""
+        return self.outcome_status == "rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyVersion:
+    """A routing policy is stored under this version; not `created` where it was that already."""
+
+    name: str
+    version: int
+    ruleset_hash: str
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Whose failures are met as was set: '' stands for all. Not `changed` where it was so before."""
+
+    tenant_id: str
+    model_slug: str
+    error_class: str
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class StartedAttempt:
     """An attempt was opened by the caller's own choice."""
 
@@ -116,7 +205,8 @@ class StartedAttempt:
 @dataclass(frozen=True, slots=True)
 class NextStep:
     """An attempt failed; what to do next. With ``retry`` and ``failover`` the next attempt is
-    open already, and is to be dispatched after `delay_ms`."""
+    open already, and is to be dispatched after `delay_ms`, at `available_at`. With ``give_up``
+    `available_at` says when the first model returns, where all that is left cools down."""
 
     id: UUID
     attempt_id: UUID
@@ -128,6 +218,7 @@ class NextStep:
     delay_ms: int | None
     outcome_status: OutcomeStatus | None
     created: bool
+    available_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

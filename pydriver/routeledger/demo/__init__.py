@@ -1,7 +1,7 @@
 """The demo: real traffic, failing providers, a killed writer, and books that still agree.
 
 ``routeledger demo`` calls :func:`run_demo`, which returns the exit status. Everything here uses
-the public driver only; nothing in the rest of the package imports it.
+the public driver only; in the rest of the package only the replay imports it, for its page and words.
 """
 
 from __future__ import annotations
