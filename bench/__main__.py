@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench import coalescing, constraints, cycle, partitions, upsert
+from bench import coalescing, constraints, cycle, litellm_added, partitions, routing, upsert
 from bench.harness import Bench
 from tests.servers import Server, find_server, majors_requested
 
@@ -43,7 +43,9 @@ COMPARISONS = {
     "cycle": cycle.measure,
     "coalescing": measure_coalescing,
     "constraints": constraints.measure,
+    "litellm": litellm_added.measure,
     "partitions": partitions.measure,
+    "routing": routing.measure,
     "upsert": upsert.measure,
 }
 

@@ -96,7 +96,9 @@ def test_defaults_are_those_of_the_routine(db: Database, routine: _routines.Rout
         text = re.search(rf"\bp_{key} [\w ]+(?:\[\])? DEFAULT ([^,]+)", found["text"])
         assert text, key
         stated = text[1].split("::")[0].strip("'")
-        assert stated == ("NULL" if value is None else "[]" if value == [] else value)
+        assert stated == (
+            "NULL" if value is None else value if isinstance(value, str) else str(value)
+        )
 
 
 @pytest.mark.parametrize("routine", _routines.ROUTINES.values(), ids=lambda r: str(r.name))

@@ -429,7 +429,7 @@ def test_loop_goes_on_after_provider_errors(ledger: Ledger, db: Database) -> Non
                 if attempt.model_slug == "small":
                     raise ProviderError(429, **{"retry-after": "120"})
                 if attempt.model_slug == "large":
-                    attempt.fail("refused", "no", http_status=400, input_tokens=5)
+                    attempt.fail("context_length_exceeded", "no", http_status=400, input_tokens=5)
                 else:
                     attempt.succeed(**USAGE)
     assert seen == [("small", None, None), ("large", "p", 0.5), ("last", None, None)]
@@ -447,7 +447,7 @@ def test_loop_goes_on_after_provider_errors(ledger: Ledger, db: Database) -> Non
     )
     assert first["error_message"] == "status 429"
     assert (second["error_type"], second["error_message"], second["input_tokens"]) == (
-        "refused",
+        "context_length_exceeded",
         "no",
         5,
     )

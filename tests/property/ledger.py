@@ -39,6 +39,7 @@ SET_FORMS: Final = {
     name: f"{name}s"
     for name in (
         "insert_decision",
+        "route",
         "start_attempt",
         "fail_attempt",
         "complete_decision",

@@ -28,6 +28,7 @@ SETTINGS = {
     "retry_base": "100 milliseconds",
     "retry_cap": "10 seconds",
     "retry_jitter": 0,
+    "cooldown_cap": "0",
 }
 # USD a million tokens, in and out; what is not here has no known price
 PRICES = {"alpha": (Decimal(1), Decimal(2)), "beta": (Decimal(0), Decimal(0))}
@@ -299,6 +300,8 @@ class Ledger:
         if wish != "policy":
             return wish, 0, None
         if len(decision.attempts) >= MAX_ATTEMPTS:
+            return "give_up", 0, None
+        if row["error_type"] in ("abandoned", "bad_request"):
             return "give_up", 0, None
         same = [
             a

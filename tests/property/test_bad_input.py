@@ -577,11 +577,63 @@ DECISION: dict[str, Rule] = {
     "metadata": METADATA,
 }
 
+ROUTED: dict[str, Rule] = {
+    "budget_key": text(200, empty="RL103"),
+    "deadline": span(zero=OK),
+}
+RANKED: dict[str, Rule] = {
+    "tenant_id": text(200, null="RL101", empty="RL101"),
+    "task_type": text(200, empty="RL103"),
+    "policy": Rule({**dict.fromkeys(TEXT, "RL209"), "null": OK}),
+    "candidates": Rule(
+        {
+            **dict.fromkeys(("null", "empty", "100 words", "101 words", "two-dimensional"), OK),
+            "null word": "RL106",
+            "empty word": "RL106",
+            "huge word": "RL108",
+            "500 words": Value(["a"] * 500, OK),
+            "501 words": Value(["a"] * 501, "RL502"),
+        }
+    ),
+    "overrides": Rule(
+        {
+            **dict.fromkeys(JSON, "RL107"),
+            "null": OK,
+            "json null": Value(JSON_NULL, "RL107", OK),
+            "object": OK,
+            "a rule": Value({"min_quality": 0.5, "deny": ["a"]}, OK),
+            "no rule": Value({"version": 2}, "RL107"),
+            "a word for a number": Value({"min_quality": "much"}, "RL107"),
+            "out of range": Value({"min_quality": 2}, "RL103"),
+        },
+        called="",
+    ),
+    "input_tokens": COUNT,
+    "output_tokens": COUNT,
+}
+
 TABLE: dict[str, dict[str, Rule]] = {
     "insert_decision": {
         **DECISION,
+        **ROUTED,
+        "ruleset_hash": text(200, empty="RL103"),
+        "propensity": Rule({**amount().kinds, "2": Value(2.0, "RL103"), "1": Value(1.0, OK)}),
         "lease": LEASE,
         "attempt_id": key(null=OK, other=OK),  # unique within its decision, so dated as it likes
+    },
+    "rank_candidates": {**RANKED, "at": moment(past="RL109", future=OK)},
+    "route": {
+        **RANKED,
+        **ROUTED,
+        "id": DECISION["id"],
+        "agent_id": DECISION["agent_id"],
+        "pinned_model": text(300, empty="RL103"),
+        "traffic_class": word(),
+        "event_at": moment(),
+        "lease": LEASE,
+        "attempt_id": key(null=OK, other=OK),
+        "metadata": METADATA,
+        "seed": Rule(dict.fromkeys(BIGINT, OK)),
     },
     "start_attempt": {
         "tenant_id": TENANT,
@@ -746,6 +798,42 @@ TABLE: dict[str, dict[str, Rule]] = {
     },
     "unbind_role": {"role": Rule({"null": "RL101", "empty": OK, "odd": OK, "huge": OK})},
     "set_clock": {"now": moment(future=OK)},
+    "set_policy": {
+        "name": Rule(
+            {
+                "null": "RL101",
+                "empty": "RL101",
+                "odd": "RL103",  # it has blanks
+                "huge": "RL108",
+                "as long as allowed": Value("x" * 100, OK),
+                "one longer": Value("ż" * 101, "RL108"),
+            }
+        ),
+        "policy": Rule({**dict.fromkeys(JSON, "RL107"), "null": "RL101", "object": OK}, called=""),
+    },
+    "set_retry_policy": {
+        "tenant_id": text(200, null="RL101"),
+        "model_slug": text(300, null="RL101"),
+        "policy": Rule({**dict.fromkeys(JSON, "RL107"), "object": OK}, called=""),
+    },
+    "set_budget": {
+        "tenant_id": text(200, null="RL101", empty="RL101"),
+        "name": text(100, null="RL101", empty="RL101"),
+        "limit_usd": Rule({**money().kinds, "null": "RL101"}),
+        "scope": word(null="RL102"),
+        # that of a tenant has none
+        "subject": text(null=OK, odd="RL103", huge="RL103"),
+        "period": word(null="RL102"),
+        "shards": Rule({**dict.fromkeys(INTEGER, "RL103"), "128": Value(128, OK)}),
+    },
+    "drop_budget": {
+        "tenant_id": Rule(
+            {**dict.fromkeys(TEXT, "RL210"), "null": "RL101", "empty": "RL101"}, called=""
+        ),
+        "name": Rule(
+            {**dict.fromkeys(TEXT, "RL210"), "null": "RL101", "empty": "RL101"}, called=""
+        ),
+    },
     "score_pattern": {
         "pattern": Rule(
             {**dict.fromkeys(JSON, "RL107"), "null": "RL101", "object": OK, "huge": "RL108"}
@@ -944,6 +1032,14 @@ SETTINGS: dict[str, tuple[list[Any], list[Any]]] = {
     "implausible_usd_per_mtok": ([0, -1, 1e10, "NaN", "Infinity"], ["much", "", {}, [], True]),
     "rollup_look_back": (["-1 second", "11 years"], ["soon", "", {}, []]),
     "repair_retention": (["0", "-1 day", "101 years"], ["soon", "", {}, []]),
+    "cooldown_failures": ([0, -1, 1001], ["many", "", 1.5, 2**31, {}, [], True]),
+    "cooldown_window": (["0", "-1 second", "25 hours"], ["soon", "", {}, []]),
+    "cooldown": (["-1 second", "25 hours"], ["soon", "", {}, []]),
+    "cooldown_cap": (["-1 second", "25 hours"], ["soon", "", {}, []]),
+    "cooldown_scope": (["", "none", "ALL", {}, [], 7, True], []),
+    "probe_lease": (["0", "-1 second", "25 hours"], ["soon", "", {}, []]),
+    "assumed_cost_usd": ([-1, 1e10, "NaN", "Infinity"], ["much", "", {}, [], True]),
+    "budget_retention": (["0", "-1 day", "101 years"], ["soon", "", {}, []]),
 }
 
 
@@ -1015,6 +1111,8 @@ class World:
         told = {"model_slug": "alpha", "status": "succeeded", **usage}
         rows: dict[str, Row] = {
             "insert_decision": {**new, "attempt_id": str(uuid7())},
+            "rank_candidates": {"tenant_id": "acme"},
+            "route": {"tenant_id": "acme", "id": str(uuid7()), "attempt_id": str(uuid7())},
             "start_attempt": {**keys, "model_slug": "alpha", "attempt_id": str(uuid7())},
             "fail_attempt": {
                 **keys,
@@ -1053,6 +1151,10 @@ class World:
             "revoke_tenant": {"role": "test_writer", "tenant_id": "acme"},
             "unbind_role": {"role": "test_writer"},
             "set_clock": {"now": NOON.isoformat()},
+            "set_policy": {"name": "own", "policy": {}},
+            "set_retry_policy": {"tenant_id": "acme", "model_slug": "", "policy": {}},
+            "set_budget": {"tenant_id": "acme", "name": "own", "limit_usd": "1"},
+            "drop_budget": {"tenant_id": "acme", "name": "kept"},
             "score_pattern": {"pattern": {"code": "x = 1"}},
             "score_patterns": {"rows": []},
             "persist_pattern_quality": {"rows": []},
@@ -1502,7 +1604,7 @@ ABOUT_TENANTS = {"grant_tenant", "revoke_tenant"}
 
 
 # What only they may call.
-OF_ADMINS = {"repair_orphans"}
+OF_ADMINS = {"repair_orphans", "set_retry_policy", "set_budget", "drop_budget"}
 
 
 def takes_tenant() -> list[str]:
