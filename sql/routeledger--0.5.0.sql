@@ -11495,7 +11495,9 @@ begin
       when p_from not between date '1971-01-01' and date '4999-12-31' then 'RL109 from 1971 to 5000'
       when p_to not between date '1971-01-01' and date '4999-12-31' then 'RL109 to 1971 to 5000'
       when v_to < v_from then 'RL103 to not before from'
-      when (p_limit between 1 and 1000000) is not true then 'RL103 limit 1 to 1e6'
+      when p_limit is null then 'RL101 limit'
+      when p_limit not between 1 and 1000000 then 'RL103 limit 1 to 1e6'
+      when p_all_models is null then 'RL101 all_models'
     end);
   if v_fault is not null then
     perform routeledger._raise_fault(v_fault);
@@ -13063,11 +13065,11 @@ begin
   begin
     perform set_config('search_path', v_path, true);
     execute format(
-      'select coalesce(pg_catalog.jsonb_agg(s.sample), %L) from (select pg_catalog.jsonb_build_object(%s) as sample from %s where not (%s) limit 5) s',
+      'select coalesce(pg_catalog.jsonb_agg(s.sample), %L) from (select pg_catalog.jsonb_build_object(%s) as sample from %s where (%s) is false limit 5) s',
       '[]', v_key, v_from, p_predicate)
     into strict v_samples;
     if v_samples <> '[]' then
-      execute format('select pg_catalog.count(*) from %s where not (%s)', v_from, p_predicate) into strict v_count;
+      execute format('select pg_catalog.count(*) from %s where (%s) is false', v_from, p_predicate) into strict v_count;
     end if;
     -- the lock is given back with the subtransaction: whoever kept it and then asked for more would wait for its like
     raise exception using errcode = 'Z0000', message = 'the count is done';

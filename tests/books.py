@@ -136,7 +136,9 @@ def story(tenant: str, rng: random.Random) -> list[Unit]:
     key = {"tenant_id": tenant, "id": now}
     tokens = {"input_tokens": rng.randrange(1, 5000), "output_tokens": rng.randrange(1, 900)}
     whole, only, after, told = (uuid7() for _ in range(4))
-    candidates = [{"model_slug": slug, "provider": "p"} for slug in ("alpha", "beta", "gamma")]
+    # models of its own, so that the failures of many stories cool down none
+    models = [f"{slug} {now}" for slug in ("alpha", "beta", "gamma")]
+    candidates = [{"model_slug": slug, "provider": "p"} for slug in models]
 
     def one(routine: str, **arguments: Any) -> Unit:
         return Unit([Call(routine, {**key, **arguments})])
@@ -149,10 +151,10 @@ def story(tenant: str, rng: random.Random) -> list[Unit]:
             attempt_id=first,
             next_attempt_id=second,
             error_type="rate_limit",
-            http_status=rng.choice([429, 400]),
+            http_status=rng.choice([429, 404]),
         ),
         one("fail_attempt", attempt_id=second, error_type="timeout", next="hold"),
-        one("start_attempt", attempt_id=third, model_slug="gamma"),
+        one("start_attempt", attempt_id=third, model_slug=models[2]),
         one("record_payload", attempt_id=third, request={"n": 1}, response={"n": 2}),
         one("complete_decision", attempt_id=third, outcome_status="succeeded", **tokens),
         Unit(

@@ -80,7 +80,9 @@ begin
       when p_from not between date '1971-01-01' and date '4999-12-31' then 'RL109 from 1971 to 5000'
       when p_to not between date '1971-01-01' and date '4999-12-31' then 'RL109 to 1971 to 5000'
       when v_to < v_from then 'RL103 to not before from'
-      when (p_limit between 1 and 1000000) is not true then 'RL103 limit 1 to 1e6'
+      when p_limit is null then 'RL101 limit'
+      when p_limit not between 1 and 1000000 then 'RL103 limit 1 to 1e6'
+      when p_all_models is null then 'RL101 all_models'
     end);
   if v_fault is not null then
     perform routeledger._raise_fault(v_fault);

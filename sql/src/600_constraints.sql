@@ -829,11 +829,11 @@ begin
   begin
     perform set_config('search_path', v_path, true);
     execute format(
-      'select coalesce(pg_catalog.jsonb_agg(s.sample), %L) from (select pg_catalog.jsonb_build_object(%s) as sample from %s where not (%s) limit 5) s',
+      'select coalesce(pg_catalog.jsonb_agg(s.sample), %L) from (select pg_catalog.jsonb_build_object(%s) as sample from %s where (%s) is false limit 5) s',
       '[]', v_key, v_from, p_predicate)
     into strict v_samples;
     if v_samples <> '[]' then
-      execute format('select pg_catalog.count(*) from %s where not (%s)', v_from, p_predicate) into strict v_count;
+      execute format('select pg_catalog.count(*) from %s where (%s) is false', v_from, p_predicate) into strict v_count;
     end if;
     -- the lock is given back with the subtransaction: whoever kept it and then asked for more would wait for its like
     raise exception using errcode = 'Z0000', message = 'the count is done';

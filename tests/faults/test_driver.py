@@ -63,7 +63,10 @@ class Crew:
     def _tell(self, agent: str, failures: int) -> None:
         tries = 0
         with self._ledger.decision(
-            tenant_id="t", agent_id=agent, candidates=["alpha", "beta", "gamma"]
+            tenant_id="t",
+            agent_id=agent,
+            # models of its own, so that the failures of many decisions cool down none
+            candidates=[f"{model} {agent}" for model in ("alpha", "beta", "gamma")],
         ) as decision:
             for attempt in decision.attempts():
                 tries += 1

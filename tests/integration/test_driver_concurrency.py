@@ -19,6 +19,10 @@ TENANT = "acme"
 USAGE: dict[str, Any] = {"input_tokens": 10, "output_tokens": 2}
 
 
+class ContextWindowExceededError(Exception):
+    """As clients of providers call it."""
+
+
 @pytest_asyncio.fixture
 async def ledger(db: Database) -> AsyncIterator[AsyncLedger]:
     async with await AsyncLedger.connect(db.dsn_as("admin"), max_size=2) as opened:
@@ -140,9 +144,7 @@ async def test_cancelled_at_any_moment_the_books_are_closed(db: Database, coales
                 async for attempt in decision.attempts():
                     async with attempt:
                         if attempt.attempt_no == 1:
-                            error = RuntimeError("no")
-                            error.status_code = 400  # type: ignore[attr-defined]
-                            raise error
+                            raise ContextWindowExceededError("no")  # another model may take it
                         attempt.succeed(**USAGE)
 
         cancelled = 0

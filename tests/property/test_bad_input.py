@@ -622,6 +622,22 @@ TABLE: dict[str, dict[str, Rule]] = {
         "attempt_id": key(null=OK, other=OK),  # unique within its decision, so dated as it likes
     },
     "rank_candidates": {**RANKED, "at": moment(past="RL109", future=OK)},
+    "replay_policy": {
+        "tenant_id": RANKED["tenant_id"],
+        "policy": RANKED["policy"],
+        "overrides": RANKED["overrides"],
+        "from": Rule({**day("RL109").kinds, "1970": "RL109"}, {"to": "4900-01-01"}),
+        "to": Rule({**day("RL109").kinds, "1970": "RL109"}),
+        "limit": Rule(
+            {
+                **COUNT.kinds,
+                "null": "RL101",
+                "zero": "RL103",
+                "1000001": Value(1_000_001, "RL103"),
+            }
+        ),
+        "all_models": FLAG,
+    },
     "route": {
         **RANKED,
         **ROUTED,
@@ -1112,6 +1128,7 @@ class World:
         rows: dict[str, Row] = {
             "insert_decision": {**new, "attempt_id": str(uuid7())},
             "rank_candidates": {"tenant_id": "acme"},
+            "replay_policy": {"tenant_id": "acme"},
             "route": {"tenant_id": "acme", "id": str(uuid7()), "attempt_id": str(uuid7())},
             "start_attempt": {**keys, "model_slug": "alpha", "attempt_id": str(uuid7())},
             "fail_attempt": {
