@@ -137,7 +137,7 @@ select is(
       $$ select * from routeledger.replay_policy('tap510', p_from => '-infinity') $$,
       $$ select * from routeledger.replay_policy('tap510', p_to => 'infinity') $$,
       $$ select * from routeledger.replay_policy('tap510', 'nobody') $$]) with ordinality t (s, n)) x),
-  array['RL101 tenant_id', 'RL108 tenant_id', 'RL103 limit', 'RL103 limit', 'RL103 to', 'RL109 from', 'RL109 to', 'RL209 '], 'each fault by its code');
+  array['RL101 tenant_id', 'RL108 tenant_id', 'RL103 limit', 'RL101 limit', 'RL103 to', 'RL109 from', 'RL109 to', 'RL209 '], 'each fault by its code');
 set local role tap510_bound;
 select throws_ok($$ select * from routeledger.replay_policy('tap510') $$, 'RL110', null, 'not of a tenant that the role is not bound to');
 select is_empty($$ select * from routeledger.replay_policy('tap510-b') $$, 'but of its own');
