@@ -171,7 +171,7 @@ async def test_cut_connections_lose_nothing_and_double_nothing(db: Database) -> 
     cuts = 0
     seen: list[tuple[Any, str]] = []
     async with await AsyncLedger.connect(
-        db.dsn_as("admin"), max_size=2, max_batch=20, timeout=30
+        db.dsn_as("admin"), max_size=2, max_batch=20, timeout=120
     ) as ledger:
 
         async def caller(who: int) -> None:
