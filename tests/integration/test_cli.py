@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import builtins
 import io
-import json
 import subprocess
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import pytest
 
 from routeledger import catalog, cli, doctor, install, spool
 from routeledger._version import __version__
+from tests.command import Result, commands
 from tests.conftest import Database
 
 NOWHERE = "host=127.0.0.1 port=1 user=nobody"
@@ -30,30 +29,10 @@ unpriced,maker,,
 """
 
 
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """`run("plan", "--dsn", …)`: the command in this process."""
-
-    def call(*args: str) -> Result:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.app(args=list(args), prog_name="routeledger")
-        code = ended.value.code
-        printed = capsys.readouterr()
-        return Result(code if isinstance(code, int) else int(bool(code)), printed.out, printed.err)
-
-    return call
+    return commands(capsys)
 
 
 def decide(db: Database, tenant: str = "acme") -> None:

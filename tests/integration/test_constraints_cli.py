@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.errors import UniqueViolation
 
 from routeledger import cli
+from tests.command import Result, commands
 from tests.conftest import Database
 
 NOWHERE = "host=127.0.0.1 port=1 user=nobody"
@@ -64,30 +63,10 @@ column = "agent_id"
 """
 
 
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """`run("constraints", "plan", …)`: the command in this process."""
-
-    def call(*args: object) -> Result:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.app(args=[*map(str, args)], prog_name="routeledger")
-        code = ended.value.code
-        printed = capsys.readouterr()
-        return Result(code if isinstance(code, int) else int(bool(code)), printed.out, printed.err)
-
-    return call
+    return commands(capsys)
 
 
 @pytest.fixture

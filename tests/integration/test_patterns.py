@@ -12,7 +12,6 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import pytest
 from routeledger import backfill as filling
 from routeledger import cli, connect, patterns
 from routeledger.errors import LedgerError
+from tests.command import Result, commands
 from tests.conftest import Database
 
 NOWHERE = "host=127.0.0.1 port=1 user=nobody"
@@ -33,17 +33,6 @@ select pattern_id::text, quality_score, completeness, documentation, architectur
   metadata_richness, complexity_fit, confidence, measurement_timestamp, version, metadata
 from routeledger.pattern_quality_metrics order by pattern_id
 """
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
 
 
 @pytest.fixture(autouse=True)
@@ -57,16 +46,8 @@ def state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """`run("backfill", …)`: the command in this process."""
-
-    def call(*args: object) -> Result:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.app(args=["patterns", *map(str, args)], prog_name="routeledger")
-        code = ended.value.code
-        printed = capsys.readouterr()
-        return Result(code if isinstance(code, int) else int(bool(code)), printed.out, printed.err)
-
-    return call
+    command = commands(capsys)
+    return lambda *args: command("patterns", *args)
 
 
 def pattern(n: int, seed: int = 1) -> dict[str, Any]:

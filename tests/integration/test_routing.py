@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -16,8 +14,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from routeledger import AsyncLedger, Ledger, PolicyVersion, RetryPolicy, cli, errors
+from routeledger import AsyncLedger, Ledger, PolicyVersion, RetryPolicy, errors
 from routeledger._routines import ROUTE
+from tests.command import Result, commands
 from tests.conftest import Database
 
 TENANT = "acme"
@@ -360,30 +359,10 @@ async def test_without_a_ledger_the_order_given_is_tried(
 # -- the command line ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], ledger: Ledger, db: Database) -> Callable[..., Result]:
     """`run("rank", …)`: the command in this process, as an admin."""
-
-    def call(*args: str) -> Result:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.app(args=[*args, "--dsn", db.dsn_as("admin")], prog_name="routeledger")
-        code = ended.value.code
-        printed = capsys.readouterr()
-        return Result(code if isinstance(code, int) else int(bool(code)), printed.out, printed.err)
-
-    return call
+    return commands(capsys, "--dsn", db.dsn_as("admin"))
 
 
 def test_rank(run: Callable[..., Result]) -> None:
