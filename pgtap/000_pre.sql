@@ -33,7 +33,7 @@ select throws_ok(
   pg_temp.block('pre'), 'RL902', 'another version of routeledger is installed', 'another version is refused');
 select is(
   (select c.detail from pg_temp.caught(pg_temp.block('pre')) c),
-  '{"installed": "9.9.9", "this": "0.5.0"}'::jsonb, 'both versions are named');
+  '{"installed": "9.9.9", "this": "0.6.0"}'::jsonb, 'both versions are named');
 rollback to s;
 
 alter schema routeledger rename to tap000_away;

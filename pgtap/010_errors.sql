@@ -21,10 +21,11 @@ select set_eq(
       ('RL204', 'no_unique_index'), ('RL205', 'rule_set_not_found'), ('RL307', 'row_refused'), ('RL308', 'batch_reused'),
       ('RL116', 'unsuitable_predicate'), ('RL117', 'unsuitable_table'), ('RL118', 'unsuitable_columns'),
       ('RL206', 'repair_not_found'), ('RL207', 'declaration_not_found'), ('RL208', 'change_not_found'), ('RL209', 'policy_not_found'), ('RL210', 'budget_not_found'),
+      ('RL211', 'withdrawal_not_found'), ('RL212', 'empty_corpus'),
       ('RL309', 'constraint_refused'), ('RL310', 'changed_since'), ('RL311', 'images_dropped'), ('RL312', 'already_undone'),
-      ('RL313', 'counts_disagree'),
+      ('RL313', 'counts_disagree'), ('RL314', 'verdict_differs'), ('RL315', 'not_judgeable'),
       ('RL305', 'decision_closed'), ('RL306', 'already_dispatched'),
-      ('RL401', 'lease_lost'),
+      ('RL401', 'lease_lost'), ('RL402', 'claim_lost'),
       ('RL501', 'batch_too_large'), ('RL502', 'too_many_candidates'), ('RL503', 'too_many_attempts'), ('RL504', 'budget_exhausted'),
       ('RL901', 'schema_not_ours'), ('RL902', 'other_version_installed'), ('RL903', 'server_too_old'),
       ('RL904', 'schema_too_new'), ('RL905', 'not_installed'), ('RL906', 'no_upgrade_path')

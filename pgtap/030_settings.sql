@@ -28,7 +28,8 @@ select set_eq(
   array['lease', 'id_window_past', 'id_window_future', 'event_at_max_age', 'partition_width', 'partitions_ahead',
     'retry_attempts_per_model', 'retry_max_attempts', 'retry_base', 'retry_cap', 'retry_jitter', 'implausible_factor',
     'implausible_usd_per_mtok', 'rollup_look_back', 'repair_retention', 'cooldown_failures', 'cooldown_window', 'cooldown',
-    'cooldown_cap', 'cooldown_scope', 'probe_lease', 'assumed_cost_usd', 'budget_retention'],
+    'cooldown_cap', 'cooldown_scope', 'probe_lease', 'assumed_cost_usd', 'budget_retention', 'judge_lease', 'judge_max_attempts',
+    'judge_retry_delay', 'judge_look_every', 'judge_look_back', 'mono_zero_n'],
   'configure() returns what can be set');
 select is(
   routeledger.configure('{}'),
@@ -37,7 +38,9 @@ select is(
     "retry_base": "00:00:00.5", "retry_cap": "00:00:20", "retry_jitter": 1, "implausible_factor": 10,
     "implausible_usd_per_mtok": 10000, "rollup_look_back": "3 days", "repair_retention": "90 days", "cooldown_failures": 3,
     "cooldown_window": "00:01:00", "cooldown": "00:00:30", "cooldown_cap": "00:10:00", "cooldown_scope": "tenant",
-    "probe_lease": "00:00:10", "assumed_cost_usd": 0.01, "budget_retention": "400 days"}'::jsonb,
+    "probe_lease": "00:00:10", "assumed_cost_usd": 0.01, "budget_retention": "400 days", "judge_lease": "00:10:00",
+    "judge_max_attempts": 3, "judge_retry_delay": "00:01:00", "judge_look_every": "00:01:00", "judge_look_back": "01:00:00",
+    "mono_zero_n": 20}'::jsonb,
   'these are the defaults');
 select is(
   routeledger.configure('{"lease": "10 minutes", "retry_jitter": 0}') - array['lease', 'retry_jitter'],
@@ -51,13 +54,16 @@ select is(
       "partition_width": "day", "partitions_ahead": 1, "retry_attempts_per_model": 1, "retry_max_attempts": 1,
       "retry_base": "0", "retry_cap": "0", "retry_jitter": 0, "implausible_factor": 2, "implausible_usd_per_mtok": 1,
       "rollup_look_back": "0", "repair_retention": "1 day", "cooldown_failures": 1, "cooldown_window": "1 second", "cooldown": "0",
-      "cooldown_cap": "0", "cooldown_scope": "all", "probe_lease": "1 second", "assumed_cost_usd": 0, "budget_retention": "1 day"}'),
+      "cooldown_cap": "0", "cooldown_scope": "all", "probe_lease": "1 second", "assumed_cost_usd": 0, "budget_retention": "1 day",
+      "judge_lease": "1 second", "judge_max_attempts": 1, "judge_retry_delay": "0", "judge_look_every": "0", "judge_look_back": "0",
+      "mono_zero_n": 2}'),
   '{"lease": "00:00:01", "id_window_past": "01:00:00", "id_window_future": "00:00:01", "event_at_max_age": "1 day",
     "partition_width": "day", "partitions_ahead": 1, "retry_attempts_per_model": 1, "retry_max_attempts": 1,
     "retry_base": "00:00:00", "retry_cap": "00:00:00", "retry_jitter": 0, "implausible_factor": 2, "implausible_usd_per_mtok": 1,
     "rollup_look_back": "00:00:00", "repair_retention": "1 day", "cooldown_failures": 1, "cooldown_window": "00:00:01",
     "cooldown": "00:00:00", "cooldown_cap": "00:00:00", "cooldown_scope": "all", "probe_lease": "00:00:01", "assumed_cost_usd": 0,
-    "budget_retention": "1 day"}'::jsonb,
+    "budget_retention": "1 day", "judge_lease": "00:00:01", "judge_max_attempts": 1, "judge_retry_delay": "00:00:00",
+    "judge_look_every": "00:00:00", "judge_look_back": "00:00:00", "mono_zero_n": 2}'::jsonb,
   'all at once, to the lowest');
 select lives_ok(
   $$
@@ -65,7 +71,9 @@ select lives_ok(
       '{"lease": "24 hours", "id_window_past": "100 years", "id_window_future": "30 days", "event_at_max_age": "100 years",
         "partition_width": "month", "partitions_ahead": 120, "retry_attempts_per_model": 10, "retry_max_attempts": 1000,
         "retry_base": "1 hour", "retry_cap": "24 hours", "retry_jitter": 1, "implausible_factor": 1000,
-        "implausible_usd_per_mtok": 1000000000, "rollup_look_back": "10 years", "repair_retention": "100 years"}')
+        "implausible_usd_per_mtok": 1000000000, "rollup_look_back": "10 years", "repair_retention": "100 years", "judge_lease": "24 hours",
+        "judge_max_attempts": 1000, "judge_retry_delay": "24 hours", "judge_look_every": "24 hours", "judge_look_back": "10 years",
+        "mono_zero_n": 1000000}')
   $$, 'and to the highest');
 
 -- refusals
@@ -85,7 +93,13 @@ insert into bad values
   ('implausible_factor', '1.9'), ('implausible_factor', '1001'), ('implausible_factor', '"NaN"'),
   ('implausible_usd_per_mtok', '0'), ('implausible_usd_per_mtok', '1000000001'),
   ('rollup_look_back', '"-1 second"'), ('rollup_look_back', '"11 years"'),
-  ('repair_retention', '"23 hours"'), ('repair_retention', '"101 years"');
+  ('repair_retention', '"23 hours"'), ('repair_retention', '"101 years"'),
+  ('judge_lease', '"999 milliseconds"'), ('judge_lease', '"25 hours"'),
+  ('judge_max_attempts', '0'), ('judge_max_attempts', '1001'),
+  ('judge_retry_delay', '"-1 second"'), ('judge_retry_delay', '"25 hours"'),
+  ('judge_look_every', '"-1 second"'), ('judge_look_every', '"25 hours"'),
+  ('judge_look_back', '"-1 second"'), ('judge_look_back', '"11 years"'),
+  ('mono_zero_n', '1'), ('mono_zero_n', '1000001');
 select is_empty(
   $$
     select b.setting, b.value, c.code, c.detail

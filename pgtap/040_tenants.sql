@@ -3,10 +3,10 @@ begin;
 \ir common.psql
 select plan(49);
 
-create role tap040_bound in role routeledger_writer, routeledger_reader;
+create role tap040_bound in role routeledger_writer, routeledger_reader, routeledger_judge;
 create role tap040_group nologin;
-create role tap040_member in role routeledger_writer, routeledger_reader, tap040_group;
-create role tap040_free in role routeledger_writer, routeledger_reader;
+create role tap040_member in role routeledger_writer, routeledger_reader, routeledger_judge, tap040_group;
+create role tap040_free in role routeledger_writer, routeledger_reader, routeledger_judge;
 create role tap040_admin in role routeledger_admin;
 
 select has_table('routeledger', 'tenant_grants', 'tenant_grants exists');
@@ -73,6 +73,7 @@ select is(routeledger.bound_tenants(), null, 'a login that is not bound stays fr
 reset session authorization;
 
 -- two tenants with rows in every view
+do $$ begin perform routeledger.configure('{"mono_zero_n": 2}'); end $$;
 insert into routeledger.models (model_slug, provider) values ('tap040/m', 'tap');
 insert into routeledger.model_prices (model_slug, valid_from, input_usd_per_mtok, output_usd_per_mtok) values ('tap040/m', 'epoch', 1, 1);
 set local role tap040_free;
@@ -99,6 +100,11 @@ insert into routeledger.budgets (tenant_id, name, scope, subject, period, limit_
 select t, 'tap040', 'tenant', '', 'day', 1, 1, pg_temp.t0() from unnest(array['tap040-a', 'tap040-b']) t;
 insert into routeledger.model_performance_buckets (tenant_id, model_key, day, n)
 select t, 'tap040/m', (pg_temp.t0() at time zone 'UTC')::date, 1 from unnest(array['tap040-a', 'tap040-b']) t;
+insert into routeledger.judge_verdicts (tenant_id, outcome_id, judge, judge_version, inference_id, model_slug, score, usable, reward_source, recorded_at)
+select t, pg_temp.id(t || o), j, '1', pg_temp.id(t || o || '/1'), 'tap040/m', 0, true, 'judge', pg_temp.t0()
+from unnest(array['tap040-a', 'tap040-b']) t, unnest(array['/done', '/none']) o, unnest(array['j', 'k']) j;
+insert into routeledger.verdict_withdrawals_log (tenant_id, id, judge, judge_version, reason, verdicts, unlabeled, withdrawn_by, withdrawn_at)
+select t, pg_temp.id(t), 'j', '0', 'why', 1, 1, current_user, pg_temp.t0() from unnest(array['tap040-a', 'tap040-b']) t;
 
 create function pg_temp.seen() returns table (view_name text, tenants text)
 language plpgsql volatile
@@ -118,8 +124,9 @@ set local role tap040_free;
 select results_eq(
   $$ select s.view_name, s.tenants like '%tap040-a tap040-b%' from pg_temp.seen() s $$,
   $$
-    values ('attempts', true), ('budget_status', true), ('decisions', true), ('model_cooldowns', true), ('in_flight', true), ('implausible_costs', true), ('model_performance', true),
-      ('orphans', true), ('reconciliation', true)
+    values ('attempts', true), ('budget_status', true), ('decisions', true), ('model_cooldowns', true), ('in_flight', true), ('implausible_costs', true), ('judge_agreement', true), ('judge_drift', true),
+      ('judge_findings', true), ('judge_queue', true), ('model_performance', true), ('orphans', true), ('reconciliation', true), ('verdict_withdrawals', true),
+      ('verdicts', true)
     order by 1
   $$,
   'a role that is not bound sees both tenants in every view');
@@ -136,7 +143,7 @@ select lives_ok(
   $$ select count(*) from routeledger.decisions d where pg_temp.leak(d.tenant_id) $$, 'a condition of its own is not shown the others'' rows');
 reset role;
 
--- every routine that writes for a tenant
+-- every routine that is for a tenant, but for those of admins
 create temp table writer (name text primary key, call text not null);
 grant select on writer to public;
 insert into writer values
@@ -153,15 +160,23 @@ insert into writer values
   ('rollup_model_performance', $$ select routeledger.rollup_model_performance(p_tenant_id => 'tap040-b') $$),
   ('rank_candidates', $$ select routeledger.rank_candidates('tap040-b') $$),
   ('replay_policy', $$ select routeledger.replay_policy('tap040-b') $$),
+  ('estimate_policy', $$ select routeledger.estimate_policy('tap040-b') $$),
+  ('claim_judgements', $$ select routeledger.claim_judgements('tap040-b', 'j', '2') $$),
+  ('renew_judgement', $$ select routeledger.renew_judgement('tap040-b', pg_temp.id('tap040-b/done'), 'j', '2', gen_random_uuid()) $$),
+  ('release_judgement', $$ select routeledger.release_judgement('tap040-b', pg_temp.id('tap040-b/done'), 'j', '2', gen_random_uuid()) $$),
+  ('record_verdict', $$ select routeledger.record_verdict('tap040-b', pg_temp.id('tap040-b/done'), 'j', '2', 1) $$),
+  ('export_corpus', $$ select routeledger.export_corpus('tap040-b') $$),
+  ('corpus_manifest', $$ select routeledger.corpus_manifest('tap040-b') $$),
   ('route', $$ select routeledger.route('tap040-b') $$);
 select set_eq(
   $$ select w.name from writer w $$,
   $$
     select p.proname::text collate "C" from pg_proc p
     where p.pronamespace = 'routeledger'::regnamespace and 'p_tenant_id' = any (p.proargnames) and p.proname !~ '^_'
-      and has_function_privilege('routeledger_writer', p.oid, 'execute')
+      and (has_function_privilege('routeledger_writer', p.oid, 'execute') or has_function_privilege('routeledger_reader', p.oid, 'execute')
+        or has_function_privilege('routeledger_judge', p.oid, 'execute'))
   $$,
-  'the list below is all of them');
+  'the list is all of them');
 set local role tap040_bound;
 select results_eq(
   $$ select w.name, c.code, c.message, c.detail from writer w cross join lateral pg_temp.caught(w.call) c order by w.name $$,
@@ -193,13 +208,23 @@ select results_eq(
       jsonb_build_array(jsonb_build_object('tenant_id', 'tap040-b', 'id', pg_temp.id('tap040-b/open')))) r
     union all
     select 'routes', r.status, r.code from routeledger.routes(jsonb_build_array(jsonb_build_object('tenant_id', 'tap040-b'))) r
+    union all
+    select 'renew_judgements', r.status, r.code from routeledger.renew_judgements(
+      jsonb_build_array(jsonb_build_object('tenant_id', 'tap040-b', 'id', pg_temp.id('tap040-b/done')))) r
+    union all
+    select 'release_judgements', r.status, r.code from routeledger.release_judgements(
+      jsonb_build_array(jsonb_build_object('tenant_id', 'tap040-b', 'id', pg_temp.id('tap040-b/done')))) r
+    union all
+    select 'record_verdicts', r.status, r.code from routeledger.record_verdicts(
+      jsonb_build_array(jsonb_build_object('tenant_id', 'tap040-b', 'id', pg_temp.id('tap040-b/done')))) r
   $$,
   $$
     values
       ('insert_decisions', 'refused', 'RL110'), ('insert_decisions', 'accepted', null),
       ('start_attempts', 'refused', 'RL110'), ('fail_attempts', 'refused', 'RL110'), ('complete_decisions', 'refused', 'RL110'),
       ('extend_leases', 'refused', 'RL110'), ('record_outcomes', 'refused', 'RL110'), ('record_payloads', 'refused', 'RL110'),
-      ('routes', 'refused', 'RL110')
+      ('routes', 'refused', 'RL110'), ('renew_judgements', 'refused', 'RL110'), ('release_judgements', 'refused', 'RL110'),
+      ('record_verdicts', 'refused', 'RL110')
   $$,
   'and so does each set form, row by row');
 select lives_ok(

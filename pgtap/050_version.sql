@@ -3,9 +3,9 @@ begin;
 \ir common.psql
 select plan(10);
 
-select is(routeledger.version(), '0.5.0', 'version() is this release');
+select is(routeledger.version(), '0.6.0', 'version() is this release');
 set local role routeledger_reader;
-select is(routeledger.version(), '0.5.0', 'whoever asks');
+select is(routeledger.version(), '0.6.0', 'whoever asks');
 reset role;
 select has_table('routeledger', 'install_log', 'install_log exists');
 select results_eq(

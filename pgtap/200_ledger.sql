@@ -1,7 +1,7 @@
 -- 200 · The ledger's tables: columns, keys, rules with their escapes, and the link.
 begin;
 \ir common.psql
-select plan(44);
+select plan(53);
 
 create function pg_temp.columns_of(p_table text) returns table (name text, type text, required boolean, initial text)
 language sql stable
@@ -129,18 +129,49 @@ select results_eq(
       ('created_at', 'timestamp with time zone', true, null)
   $$,
   'inference_payloads');
+select results_eq(
+  $$ select * from pg_temp.columns_of('judge_verdicts') $$,
+  $$
+    values
+      ('tenant_id', 'text', true, null),
+      ('outcome_id', 'uuid', true, null),
+      ('judge', 'text', true, null),
+      ('judge_version', 'text', true, null),
+      ('inference_id', 'uuid', true, null),
+      ('model_slug', 'text', true, null),
+      ('task_type', 'text', false, null),
+      ('score', 'double precision', false, null),
+      ('usable', 'boolean', true, null),
+      ('label', 'text', false, null),
+      ('rationale', 'text', false, null),
+      ('reward_source', 'text', true, null),
+      ('attempt_no', 'integer', false, null),
+      ('judge_model', 'text', false, null),
+      ('input_tokens', 'bigint', false, null),
+      ('output_tokens', 'bigint', false, null),
+      ('cost_usd', 'numeric', false, null),
+      ('recorded_at', 'timestamp with time zone', true, null),
+      ('withdrawal_id', 'uuid', false, null),
+      ('withdrawn_at', 'timestamp with time zone', false, null)
+  $$,
+  'judge_verdicts');
 
 -- keys
 select col_is_pk('routeledger', 'routing_outcomes', array['tenant_id', 'id'], 'a decision: the tenant first');
 select col_is_pk('routeledger', 'inferences', array['tenant_id', 'outcome_id', 'id'], 'an attempt');
 select col_is_unique('routeledger', 'inferences', array['tenant_id', 'outcome_id', 'attempt_no'], 'one attempt a number');
 select col_is_pk('routeledger', 'inference_payloads', array['tenant_id', 'outcome_id', 'inference_id'], 'one payload an attempt');
+select col_is_pk('routeledger', 'judge_verdicts', array['tenant_id', 'outcome_id', 'judge', 'judge_version'], 'one verdict a judge version');
 select results_eq(
   $$
     select c.relname::text collate "default", pg_get_partkeydef(c.oid)
     from pg_class c where c.relnamespace = 'routeledger'::regnamespace and c.relkind = 'p' order by 1
   $$,
-  $$ values ('inference_payloads', 'RANGE (outcome_id)'), ('inferences', 'RANGE (outcome_id)'), ('routing_outcomes', 'RANGE (id)') $$,
+  $$
+    values
+      ('inference_payloads', 'RANGE (outcome_id)'), ('inferences', 'RANGE (outcome_id)'), ('judge_verdicts', 'RANGE (outcome_id)'),
+      ('routing_outcomes', 'RANGE (id)')
+  $$,
   'partitioned by the decision''s id');
 select results_eq(
   $$ select pg_get_indexdef('routeledger.routing_outcomes_lease_idx'::regclass) $$,
@@ -149,6 +180,14 @@ select results_eq(
       ' WHERE (outcome_status IS NULL)')
   $$,
   'the reaper''s index holds what is in flight');
+select results_eq(
+  $$ select pg_get_indexdef('routeledger.routing_outcomes_unlabeled_idx'::regclass) $$,
+  $$
+    values ('CREATE INDEX routing_outcomes_unlabeled_idx ON ONLY routeledger.routing_outcomes USING btree (tenant_id, id)'
+      ' WHERE (((judge_status)::text = ''unlabeled''::text) AND (reward_source IS NULL) AND ((outcome_status)::text = ''succeeded''::text)'
+      ' AND (inference_id IS NOT NULL))')
+  $$,
+  'that of the judges, the successes that nobody has claimed or labelled');
 select is_empty(
   $$
     select t.tgname from pg_trigger t join pg_class c on c.oid = t.tgrelid
@@ -162,7 +201,7 @@ select results_eq(
     select c.conname::text collate "default", pg_get_constraintdef(c.oid)
     from pg_constraint c
     where c.conrelid in ('routeledger.routing_outcomes'::regclass, 'routeledger.inferences'::regclass,
-        'routeledger.inference_payloads'::regclass)
+        'routeledger.inference_payloads'::regclass, 'routeledger.judge_verdicts'::regclass)
       and c.contype = 'c'
     order by 1
   $$,
@@ -178,7 +217,10 @@ select results_eq(
       ('outcome_in_flight_has_lease', 'CHECK (((outcome_status IS NULL) = (lease_expires_at IS NOT NULL)))'),
       ('outcome_rejected_has_no_model', 'CHECK ((((outcome_status)::text <> ''rejected''::text) OR (chosen_model_slug IS NULL)))'),
       ('outcome_requires_inference_when_model_chosen',
-        'CHECK (((outcome_status IS NULL) OR (chosen_model_slug IS NULL) OR (decision_rule_override IS NOT NULL) OR (inference_id IS NOT NULL)))')
+        'CHECK (((outcome_status IS NULL) OR (chosen_model_slug IS NULL) OR (decision_rule_override IS NOT NULL) OR (inference_id IS NOT NULL)))'),
+      ('verdict_usable_has_score',
+        'CHECK ((usable = ((score IS NOT NULL) AND ((score >= (0)::double precision) AND (score <= (1)::double precision)))))'),
+      ('verdict_withdrawn_has_withdrawal', 'CHECK (((withdrawal_id IS NULL) = (withdrawn_at IS NULL)))')
   $$,
   'the rules and their escapes');
 
@@ -264,6 +306,28 @@ select throws_ok(
   $$,
   '23505', format('duplicate key value violates unique constraint "%s_tenant_id_outcome_id_attempt_no_key"', pg_temp.leaf('inferences')),
   'two attempts of one number');
+
+
+create function pg_temp.verdict(p_set text) returns text
+language sql stable
+as $$ select format('update routeledger.judge_verdicts set %s where tenant_id = ''tap200'' and outcome_id = pg_temp.id(''d'')', p_set) $$;
+insert into routeledger.judge_verdicts (tenant_id, outcome_id, judge, judge_version, inference_id, model_slug, score, usable, reward_source, recorded_at)
+values ('tap200', pg_temp.id('d'), 'j', '1', pg_temp.id('a'), 'm', 0.5, true, 'judge', pg_temp.t0());
+select throws_ok(
+  pg_temp.verdict('score = null'), '23514', pg_temp.broken('judge_verdicts', 'verdict_usable_has_score'), 'a usable verdict without a score');
+select throws_ok(
+  pg_temp.verdict('score = ''NaN'''), '23514', pg_temp.broken('judge_verdicts', 'verdict_usable_has_score'), 'or with one that is no number');
+select throws_ok(
+  pg_temp.verdict('usable = false'), '23514', pg_temp.broken('judge_verdicts', 'verdict_usable_has_score'), 'an unusable one with a score');
+select lives_ok(pg_temp.verdict('usable = false, score = -1'), 'but for one that stands for none');
+select throws_ok(
+  pg_temp.verdict('withdrawn_at = now()'), '23514', pg_temp.broken('judge_verdicts', 'verdict_withdrawn_has_withdrawal'), 'withdrawn, and no word by whom');
+select throws_ok(
+  $$
+    insert into routeledger.judge_verdicts select (v).* from (
+      select v from routeledger.judge_verdicts v where v.tenant_id = 'tap200' and v.outcome_id = pg_temp.id('d')) x
+  $$,
+  '23505', format('duplicate key value violates unique constraint "%s_pkey"', pg_temp.leaf('judge_verdicts')), 'two verdicts of one judge version');
 
 -- the link
 create function pg_temp.unlinkable() returns text

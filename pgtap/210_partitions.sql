@@ -1,8 +1,8 @@
--- 210 · Partitions: three leaves a period, made ahead or on the spot, of any width, never in a writer's way.
+-- 210 · Partitions: four leaves a period, made ahead or on the spot, of any width, never in a writer's way.
 begin;
 \ir common.psql
 do $$ begin perform routeledger.configure('{"partition_width": "week", "id_window_past": "90 days"}'); end $$;
-select plan(42);
+select plan(43);
 
 create function pg_temp.leaves() returns table (parent text, suffix text, bounds text)
 language sql stable
@@ -43,8 +43,8 @@ select is_empty(
   $$,
   'without a gap');
 select is_empty(
-  $$ select l.suffix, l.bounds from pg_temp.leaves() l group by 1, 2 having count(*) <> 3 $$,
-  'all three tables have the same leaves with the same bounds');
+  $$ select l.suffix, l.bounds from pg_temp.leaves() l group by 1, 2 having count(*) <> 4 $$,
+  'all four tables have the same leaves with the same bounds');
 select is_empty(
   $$
     select p.suffix from routeledger._partitions() p
@@ -65,9 +65,9 @@ select results_eq(
   $$ select l.parent, l.bounds from pg_temp.leaves() l where l.suffix = 'p20310310w' order by 1 $$,
   $$
     select t, format('FOR VALUES FROM (%L) TO (%L)', routeledger._uuid_floor('2031-03-10 00:00+00'), routeledger._uuid_floor('2031-03-17 00:00+00'))
-    from unnest(array['inference_payloads', 'inferences', 'routing_outcomes']) t
+    from unnest(array['inference_payloads', 'inferences', 'judge_verdicts', 'routing_outcomes']) t
   $$,
-  'in all three tables, from Monday to Monday');
+  'in all four tables, from Monday to Monday');
 select results_eq(
   $$
     select c.conname::text collate "default", c.convalidated, pg_get_constraintdef(c.oid)
@@ -86,7 +86,7 @@ select results_eq(
   $$
     values
       ('inference_payloads_p20310310w', 'fillfactor=100'), ('inferences_p20310310w', 'fillfactor=85'),
-      ('routing_outcomes_p20310310w', 'fillfactor=85')
+      ('judge_verdicts_p20310310w', 'fillfactor=85'), ('routing_outcomes_p20310310w', 'fillfactor=85')
   $$,
   'with room for the update that closes a row');
 select is_empty(
@@ -100,7 +100,7 @@ select is_empty(
   $$,
   'its columns are the parent''s');
 select is(
-  (select count(*) from pg_index i where i.indrelid = 'routeledger.routing_outcomes_p20310310w'::regclass), 2::bigint, 'so are its indexes');
+  (select count(*) from pg_index i where i.indrelid = 'routeledger.routing_outcomes_p20310310w'::regclass), 3::bigint, 'so are its indexes');
 select is(
   (select count(*) from pg_constraint c where c.conrelid = 'routeledger.routing_outcomes_p20310310w'::regclass and c.contype = 'c'), 4::bigint,
   'and its rules');
@@ -147,10 +147,12 @@ create table routeledger.routing_outcomes_p20320112wx (like routeledger.routing_
 select is(routeledger._ensure_partition('2032-01-13 00:00+00', 'week'), 'p20320112wxx', 'whatever else is there');
 select is(
   (select array_agg(l.parent order by l.parent) from pg_temp.leaves() l where l.suffix = 'p20320112wxx'),
-  array['inference_payloads', 'inferences', 'routing_outcomes'], 'the same for all three');
+  array['inference_payloads', 'inferences', 'judge_verdicts', 'routing_outcomes'], 'the same for all four');
 create table routeledger.inferences_p20320119w (like routeledger.inferences including all);
 select lives_ok(
   $$ select routeledger._ensure_partition('2032-01-20 00:00+00', 'week') $$, 'also where only the attempts were kept');
+create table routeledger.judge_verdicts_p20320126w (like routeledger.judge_verdicts including all);
+select is(routeledger._ensure_partition('2032-01-27 00:00+00', 'week'), 'p20320126wx', 'or only the verdicts');
 
 -- a write whose partition is missing
 do $$ begin perform routeledger.set_clock('2033-06-08 10:00+00'); end $$;
@@ -159,7 +161,7 @@ select lives_ok(
   $$ select routeledger.insert_decision('tap210', p_candidates => '["m"]') $$, 'a write whose partition is missing makes it');
 reset role;
 select is(
-  (select count(*) from pg_temp.leaves() l where l.suffix = 'p20330606w'), 3::bigint, 'for all three tables');
+  (select count(*) from pg_temp.leaves() l where l.suffix = 'p20330606w'), 4::bigint, 'for all four tables');
 do $$
 begin
   perform routeledger.configure('{"partition_width": "day", "partitions_ahead": 1}');

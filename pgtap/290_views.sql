@@ -22,8 +22,9 @@ as $$
 $$;
 select views_are(
   'routeledger',
-  array['attempts', 'budget_status', 'constraint_drift', 'constraint_history', 'current_pattern_rules', 'current_policies', 'model_cooldowns', 'current_prices', 'decisions', 'flagged_prices', 'implausible_costs', 'in_flight', 'model_performance',
-    'orphans', 'pattern_quality', 'reconciliation', 'repair_history', 'upsert_activity']);
+  array['attempts', 'budget_status', 'constraint_drift', 'constraint_history', 'current_pattern_rules', 'current_policies', 'model_cooldowns', 'current_prices', 'decisions', 'flagged_prices', 'implausible_costs', 'in_flight', 'judge_agreement',
+    'judge_drift', 'judge_findings', 'judge_queue', 'model_performance', 'orphans', 'pattern_quality', 'reconciliation', 'repair_history', 'upsert_activity',
+    'verdict_withdrawals', 'verdicts']);
 select is(
   pg_temp.columns_of('decisions'),
   'tenant_id text, id uuid, agent_id text, task_type text, model_slug text, provider text, decision_rule text, decision_rule_override text, '

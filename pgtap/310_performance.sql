@@ -6,7 +6,7 @@ language sql stable
 as $$ select (pg_temp.t0() at time zone 'UTC')::date + p_days $$;
 create role tap310_bound in role routeledger_writer, routeledger_reader;
 do $$ begin perform routeledger.grant_tenant('tap310_bound', 'tap310-b'), routeledger.grant_tenant('tap310_bound', 'tap310-c'); end $$;
-select plan(76);
+select plan(91);
 
 -- shape
 select has_table('routeledger', 'model_performance_buckets', 'buckets');
@@ -193,7 +193,7 @@ begin
 end
 $$;
 reset role;
--- nothing writes rewards yet
+-- as verdicts would
 update routeledger.routing_outcomes o set reward = v.reward
 from (values ('o1', 0.8), ('o2', 0.6), ('o4', 'NaN'), ('o5', 1)) v (name, reward) where o.tenant_id = 'tap310' and o.id = pg_temp.id(v.name);
 
@@ -402,8 +402,51 @@ select throws_ok(
 select throws_ok(
   $$ select * from routeledger.model_performance_between('t', '2026-11-20', '2026-11-19') $$, 'RL103', 'a number is outside the range allowed for it', 'in order');
 
--- where partitions are dropped, the buckets stay
+-- rewards that come after their day was counted
 reset role;
+create function pg_temp.reward(p_name text, p_reward double precision) returns void
+language plpgsql volatile
+as $$
+begin
+  update routeledger.routing_outcomes o set reward = p_reward where o.tenant_id = 'tap310' and o.id = pg_temp.id(p_name);
+  perform routeledger._note_late_rewards(array['tap310', 'tap310'], array[pg_temp.id('o1'), pg_temp.id(p_name)]);
+end
+$$;
+create function pg_temp.marks() returns text
+language sql stable
+as $$ select string_agg(concat_ws('/', d.tenant_id, d.day - pg_temp.day()), ' ' order by d.tenant_id, d.day) from routeledger.rollup_days d $$;
+create function pg_temp.rewards_of(p_key text) returns text
+language sql stable
+as $$ select array_to_string((string_to_array(v, ' '))[3:5], ' ') from pg_temp.stored('tap310') where k = p_key $$;
+do $$ begin perform pg_temp.reward('o1', 0.5), pg_temp.reward('o2', 0.3); end $$;
+select is(pg_temp.marks(), 'tap310/0', 'a mark on the day, one for the transaction');
+select is((select d.noted_at - pg_temp.t0() from routeledger.rollup_days d), interval '6 days', 'with the time of the last reward');
+select is(
+  (select concat_ws(' ', r.days, r.updated) from routeledger.rollup_model_performance(pg_temp.day(1)) r), '6 0', 'a roll-up of other days leaves it');
+select is(
+  (select concat_ws(' ', r.days, r.updated) from routeledger.rollup_model_performance(p_to => pg_temp.day(0)) r), '0 0', 'so does one that ends before');
+select is(
+  (select concat_ws(' ', r.days, r.updated) from routeledger.rollup_model_performance(p_tenant_id => 'tap310-b') r), '2 0', 'and that of another tenant');
+select is(pg_temp.marks(), 'tap310/0', 'it is still there');
+select is(
+  (select concat_ws(' ', r.days, r.buckets, r.inserted, r.updated, r.unchanged) from routeledger.rollup_model_performance() r), '3 5 0 1 4',
+  'an incremental roll-up counts its day as well, those of one tenant');
+select is(pg_temp.rewards_of('b/chat/0'), '2 0.800000 0.340000', 'and the rewards with it');
+select is(pg_temp.marks(), null, 'the mark is gone');
+select is((select r.days from routeledger.rollup_model_performance() r), 2, 'the next one passes the day over');
+do $$ begin perform pg_temp.reward('o1', null); end $$;
+insert into routeledger.rollup_days (tenant_id, day, id, noted_at)
+values ('tap310-d', pg_temp.day(1), pg_temp.id('1'), now()), ('tap310-d', pg_temp.day(1), pg_temp.id('2'), now()), ('tap310-d', '1999-12-31', pg_temp.id('3'), now());
+select is(
+  (select concat_ws(' ', r.days, r.buckets, r.updated) from routeledger.rollup_model_performance() r), '4 7 1', 'a reward taken back; two marked days in a row; marks of which nothing is left');
+select is(pg_temp.rewards_of('b/chat/0'), '1 0.300000 0.090000', 'the reward is gone');
+select is(pg_temp.marks(), null, 'and so are the marks');
+do $$ begin perform pg_temp.reward('o1', 1); end $$;
+select is(
+  (select concat_ws(' ', r.days, r.updated) from routeledger.rollup_model_performance(pg_temp.day(0), pg_temp.day(1)) r), '1 1', 'a roll-up of just that day');
+select is(pg_temp.marks(), null, 'takes its marks away too');
+
+-- where partitions are dropped, the buckets stay
 delete from routeledger.routing_outcomes o where o.tenant_id = 'tap310';
 select results_eq(
   $$ select r.buckets, r.inserted, r.updated from routeledger.rollup_model_performance(pg_temp.day(0), pg_temp.day(7), 'tap310') r $$,

@@ -6,7 +6,7 @@ language sql stable
 as $$ select (pg_temp.t0() at time zone 'UTC')::date + p_days $$;
 create role tap510_bound in role routeledger_reader;
 do $$ begin perform routeledger.grant_tenant('tap510_bound', 'tap510-b'); end $$;
-select plan(26);
+select plan(27);
 
 -- Three models; `tap510/odd` is listed 16 times too low, which its neighbours tell.
 do $$
@@ -124,6 +124,22 @@ select is(
 select is(
   (select model_slug from routeledger.replay_policy('tap510', p_overrides => '{"floor": "lower_bound", "min_quality": 0.97}') where pg_temp.named(outcome_id) = 'other'), null,
   'a lower bound counts as in the ranking');
+
+-- how long the answer was is not known before it is given: at its own length the second would have stayed
+do $$
+begin
+  perform routeledger.import_models('[
+    {"model_slug": "tap510/wordy", "input_usd_per_mtok": 1, "output_usd_per_mtok": 2, "q_prior": 0.9},
+    {"model_slug": "tap510/terse", "input_usd_per_mtok": 0.5, "output_usd_per_mtok": 10, "q_prior": 0.9}]');
+  perform routeledger.record_outcome('tap510-c', p_task_type => 'chat', p_candidates => '["tap510/wordy", "tap510/terse"]', p_attempts => jsonb_build_array(
+    jsonb_build_object('model_slug', 'tap510/wordy', 'status', 'succeeded', 'input_tokens', 1000, 'output_tokens', n)))
+  from unnest(array[10, 110]) n;
+end
+$$;
+select results_eq(
+  $$ select output_tokens, model_slug, trim_scale(cost_usd) from routeledger.replay_policy('tap510-c') order by 1 $$,
+  $$ values (10::bigint, 'tap510/terse', 0.0006), (110, 'tap510/terse', 0.0016) $$,
+  'the choice knows the mean length of the task type''s answers, the cost the one that came');
 
 -- arguments and roles
 select is(

@@ -144,7 +144,9 @@ select is(pg_temp.why('empty', 'd > ''26/13/05'''), 'RL116 date/time field value
 select is(pg_temp.why('empty', 'd > ''1999/03/45'''), 'RL116 date/time field value out of range: "1999/03/45"', 'nor that');
 select is(pg_temp.why('empty', 'd > ''32/03/01'''), 'RL116 a literal of it cannot be read in a session with another TimeZone, DateStyle or IntervalStyle', 'a date that another session cannot read');
 select is(pg_temp.why('empty', 'at > ''now'''), 'RL116 ''now'' is a time of its own each time that it is read', 'now');
-select is(pg_temp.why('empty', 'd > '' Tomorrow'''), 'RL116 '' Tomorrow'' is a time of its own each time that it is read', 'tomorrow');
+select matches(
+  pg_temp.why('empty', 'd > '' Tomorrow'''), '^RL116 ('' Tomorrow'' is a time of its own each|a literal of it means something else in a session)',
+  'tomorrow, which is not everywhere the same');
 select is(pg_temp.why('empty', 'v <> ''now'' and at > ''2026-01-01 00:00+01'''), '', 'a text may be the word now, and a time have its zone');
 
 -- canonical text, to a fixpoint

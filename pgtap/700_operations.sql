@@ -92,8 +92,9 @@ select is_empty(
   $$
     select p.suffix from routeledger._partitions() p
     where to_regclass('routeledger.inferences_' || p.suffix) is null or to_regclass('routeledger.inference_payloads_' || p.suffix) is null
+      or to_regclass('routeledger.judge_verdicts_' || p.suffix) is null
   $$,
-  'each with its attempts and payloads');
+  'each with its attempts, payloads and verdicts');
 
 -- what a write needs is there
 do $$ begin perform routeledger.set_clock('2045-02-08 12:00+00'); end $$;

@@ -92,7 +92,7 @@ select is_empty(
 select is_empty(
   $$
     select r.name, m[1] from routine r
-    cross join regexp_matches(r.source, '\m(?:from|join|into|update)\s+(?:only\s+)?([a-z_]+)\M(?!\s*[.(])', 'g') m
+    cross join regexp_matches(r.source, '\m(?:from|join|insert\s+into|update)\s+(?:only\s+)?([a-z_]+)\M(?!\s*[.(])', 'g') m
     join relation c on c.relname = m[1]
   $$,
   'and still every table is named in full');
@@ -135,9 +135,10 @@ select is_empty(
     where c.relkind = 'v' and a.grantee <> c.relowner
       and (a.privilege_type <> 'SELECT' or a.grantee = 0
         or a.grantee::regrole::text not in ('routeledger_reader', 'routeledger_admin')
-        and c.relname not in ('constraint_drift', 'constraint_history', 'repair_history'))
+        and c.relname not in ('constraint_drift', 'constraint_history', 'repair_history')
+        and (a.grantee::regrole::text, c.relname ~ '^(judge|verdict)' or c.relname = 'current_prices') <> ('routeledger_judge', true))
   $$,
-  'views are read, by readers and admins, and those of constraints and repairs by those who make them');
+  'views are read, by readers and admins, those of constraints and repairs by those who make them, and those of verdicts, and of what judging costs, by judges');
 select is_empty(
   $$ select a.grantee, a.privilege_type from relation c cross join aclexplode(c.relacl) a where a.is_grantable and a.grantee <> c.relowner $$,
   'nothing may be passed on');
@@ -167,8 +168,9 @@ create temp view writer as
 select r.*, s.oid as set_oid, s.source as set_source
 from routine r
 left join routine s on s.name = r.name || 's' and s.arguments[1] = 'p_rows'
-where r.is_public and 'p_tenant_id' = any (r.arguments) and 'p_id' = any (r.arguments) and 'routeledger_writer' = any (r.granted_to);
-select cmp_ok((select count(*) from writer), '>=', 7::bigint, 'the writers are found');
+where r.is_public and 'p_tenant_id' = any (r.arguments) and 'p_id' = any (r.arguments)
+  and r.granted_to && array['routeledger_writer', 'routeledger_judge'];
+select cmp_ok((select count(*) from writer), '>=', 11::bigint, 'the writers are found');
 select is_empty($$ select w.name from writer w where w.set_oid is null $$, 'each has a set form');
 select is_empty(
   $$
@@ -201,7 +203,7 @@ select is_empty(
 select is_empty(
   $$
     select w.name, p.proargnames from writer w join pg_proc p on p.oid = w.oid
-    where w.name !~ '^extend_' and not 'created' = any (p.proargnames)
+    where w.name !~ '^(extend|renew|release)_' and not 'created' = any (p.proargnames)
   $$,
   'each says whether it was the first to write');
 

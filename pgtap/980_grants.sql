@@ -1,7 +1,7 @@
 -- 980 · Grants: who may call what, by name; the block is read from the source: run this from the top of the tree.
 begin;
 \ir common.psql
-select plan(34);
+select plan(37);
 
 \set source `cat sql/src/980_grants.sql`
 create temp table block as select format('do $grants$%s$grants$', split_part(:'source', '$grants$', 2)) as body;
@@ -42,16 +42,21 @@ select n, 'admin writer' from unnest(array[
   'complete_decisions', 'extend_lease', 'extend_leases', 'record_outcome', 'record_outcomes', 'record_payload', 'record_payloads', 'reap',
   'persist_model_performance', 'rollup_model_performance', 'persist_pattern_quality', 'score_patterns', 'route', 'routes']) n
 union all
+select n, 'admin judge' from unnest(array[
+  'claim_judgements', 'renew_judgement', 'renew_judgements', 'release_judgement', 'release_judgements']) n
+union all
 select n, 'admin judge writer' from unnest(array[
   'upsert', 'upsert_from', 'plan_upsert', 'ensure_check', 'ensure_not_null', 'ensure_unique', 'unique_step', 'collapse_duplicates',
   'declare_constraint', 'undeclare_constraint', 'plan_constraints', 'apply_constraints', 'undo_constraint', 'undo_repair', 'show_repair',
-  'repair_orphans_in']) n
+  'repair_orphans_in', 'record_verdict', 'record_verdicts']) n
 union all
-select n, 'admin reader writer' from unnest(array['model_performance_between', 'rank_candidates', 'replay_policy']) n
+select n, 'admin judge reader' from unnest(array['export_corpus', 'corpus_manifest']) n
+union all
+select n, 'admin reader writer' from unnest(array['model_performance_between', 'rank_candidates', 'replay_policy', 'estimate_policy']) n
 union all
 select n, 'admin' from unnest(array[
   'maintain', 'configure', 'import_models', 'set_clock', 'grant_tenant', 'revoke_tenant', 'unbind_role', 'set_pattern_rules', 'repair_orphans',
-  'set_policy', 'set_retry_policy', 'set_budget', 'drop_budget']) n;
+  'set_policy', 'set_retry_policy', 'set_budget', 'drop_budget', 'withdraw_verdicts', 'reinstate_verdicts']) n;
 create function pg_temp.routines() returns table (name text, roles text)
 language sql stable
 as $$
@@ -88,13 +93,16 @@ select results_eq(
   $$ select * from pg_temp.relations('v') order by 1 $$,
   $$
     select n, 'admin reader' from unnest(array[
-      'attempts', 'budget_status', 'current_pattern_rules', 'current_policies', 'current_prices', 'decisions',
+      'attempts', 'budget_status', 'current_pattern_rules', 'current_policies', 'decisions',
       'flagged_prices', 'implausible_costs', 'in_flight', 'model_cooldowns', 'model_performance', 'orphans', 'pattern_quality', 'reconciliation', 'upsert_activity']) n
     union all
     select n, 'admin judge reader writer' from unnest(array['constraint_drift', 'constraint_history', 'repair_history']) n
+    union all
+    select n, 'admin judge reader' from unnest(array[
+      'current_prices', 'judge_agreement', 'judge_drift', 'judge_findings', 'judge_queue', 'verdict_withdrawals', 'verdicts']) n
     order by 1
   $$,
-  'readers and admins read the views; whoever may make a constraint or a repair sees what was made');
+  'readers and admins read the views; whoever may make a constraint or a repair sees what was made, and judges see what is about judging and what it costs');
 select is_empty(
   $$
     select m.kind, c.relname from member m, pg_class c
@@ -124,12 +132,13 @@ select throws_ok(
   $$ select * from routeledger.decisions $$, '42501', 'permission denied for schema routeledger', 'and no view');
 
 set local role tap980_reader;
-select is(routeledger.version(), '0.5.0', 'a reader: the version');
+select is(routeledger.version(), '0.6.0', 'a reader: the version');
 select lives_ok(
   $$
     select (select count(*) from routeledger.decisions), (select count(*) from routeledger.attempts), (select count(*) from routeledger.in_flight),
       (select count(*) from routeledger.orphans), (select count(*) from routeledger.reconciliation), (select count(*) from routeledger.implausible_costs),
-      (select count(*) from routeledger.current_prices), (select count(*) from routeledger.flagged_prices)
+      (select count(*) from routeledger.current_prices), (select count(*) from routeledger.flagged_prices), (select count(*) from routeledger.verdicts),
+      (select count(*) from routeledger.judge_findings), (select count(*) from routeledger.judge_queue)
   $$, 'every view');
 select throws_ok(
   $$ select * from routeledger.routing_outcomes $$, '42501', 'permission denied for table routing_outcomes', 'no table');
@@ -157,11 +166,22 @@ select throws_ok(
   $$ create table routeledger.tap980 (id integer) $$, '42501', 'permission denied for schema routeledger', 'and no place for things of its own');
 
 set local role tap980_judge;
-select is(routeledger.version(), '0.5.0', 'a judge: the version');
+select is(routeledger.version(), '0.6.0', 'a judge: the version');
 select throws_ok(
   $$ select routeledger.complete_decision('tap980', null, 'failed') $$, '42501', 'permission denied for function complete_decision', 'no outcome');
 select throws_ok(
-  $$ select * from routeledger.decisions $$, '42501', 'permission denied for view decisions', 'and no view, yet');
+  $$ select * from routeledger.decisions $$, '42501', 'permission denied for view decisions', 'nothing about decisions');
+select lives_ok(
+  $$
+    select routeledger.claim_judgements('tap980', 'j', '1'), (select count(*) from routeledger.verdicts), (select count(*) from routeledger.judge_findings),
+      (select count(*) from routeledger.judge_agreement), (select count(*) from routeledger.judge_drift), (select count(*) from routeledger.judge_queue),
+      (select count(*) from routeledger.verdict_withdrawals)
+  $$, 'but its work, and what is about judges');
+select throws_ok(
+  $$ select * from routeledger.judge_verdicts $$, '42501', 'permission denied for table judge_verdicts', 'not by the table');
+select throws_ok(
+  $$ select routeledger.withdraw_verdicts('tap980', 'j', '1', 'why') $$, '42501', 'permission denied for function withdraw_verdicts',
+  'and it takes nothing back');
 
 set local role tap980_admin;
 select lives_ok(

@@ -1,3 +1,3 @@
 """The version of the driver, which is the version of the SQL that it carries."""
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"

@@ -52,11 +52,11 @@ begin
       detail = jsonb_build_object('owner', v_schema.owner)::text,
       hint = 'Rename or drop that schema, install as its owner, or install into another database.';
   end if;
-  if v_version <> '0.5.0' then
+  if v_version <> '0.6.0' then
     raise exception using
       errcode = 'RL902',
       message = 'another version of routeledger is installed',
-      detail = jsonb_build_object('installed', v_version, 'this', '0.5.0')::text,
+      detail = jsonb_build_object('installed', v_version, 'this', '0.6.0')::text,
       hint = 'Run `routeledger plan` to see the way from that version to this one, then `routeledger upgrade`.';
   end if;
 end

@@ -27,6 +27,12 @@ create table if not exists routeledger.settings (
   assumed_cost_usd numeric not null default 0.01,
   budgets_defined boolean not null default false,
   budget_retention interval not null default interval '400 days',
+  judge_lease interval not null default interval '10 minutes',
+  judge_max_attempts integer not null default 3,
+  judge_retry_delay interval not null default interval '1 minute',
+  judge_look_every interval not null default interval '1 minute',
+  judge_look_back interval not null default interval '1 hour',
+  mono_zero_n integer not null default 20,
   constraint settings_pkey primary key (only_row),
   constraint settings_only_row check (only_row),
   constraint settings_lease_check check (lease between interval '1 second' and interval '24 hours'),
@@ -51,7 +57,13 @@ create table if not exists routeledger.settings (
   constraint settings_cooldown_scope_check check (cooldown_scope in ('tenant', 'all')),
   constraint settings_probe_lease_check check (probe_lease between interval '1 second' and interval '24 hours'),
   constraint settings_assumed_cost_usd_check check (assumed_cost_usd between 0 and 1000000000),
-  constraint settings_budget_retention_check check (budget_retention between interval '1 day' and interval '100 years')
+  constraint settings_budget_retention_check check (budget_retention between interval '1 day' and interval '100 years'),
+  constraint settings_judge_lease_check check (judge_lease between interval '1 second' and interval '24 hours'),
+  constraint settings_judge_max_attempts_check check (judge_max_attempts between 1 and 1000),
+  constraint settings_judge_retry_delay_check check (judge_retry_delay between interval '0' and interval '24 hours'),
+  constraint settings_judge_look_every_check check (judge_look_every between interval '0' and interval '24 hours'),
+  constraint settings_judge_look_back_check check (judge_look_back between interval '0' and interval '10 years'),
+  constraint settings_mono_zero_n_check check (mono_zero_n between 2 and 1000000)
 );
 
 insert into routeledger.settings default values on conflict do nothing;
@@ -119,7 +131,13 @@ begin
       cooldown_scope = v_new.cooldown_scope,
       probe_lease = v_new.probe_lease,
       assumed_cost_usd = v_new.assumed_cost_usd,
-      budget_retention = v_new.budget_retention
+      budget_retention = v_new.budget_retention,
+      judge_lease = v_new.judge_lease,
+      judge_max_attempts = v_new.judge_max_attempts,
+      judge_retry_delay = v_new.judge_retry_delay,
+      judge_look_every = v_new.judge_look_every,
+      judge_look_back = v_new.judge_look_back,
+      mono_zero_n = v_new.mono_zero_n
     where only_row;
   exception
     when check_violation then

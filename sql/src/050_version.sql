@@ -22,5 +22,5 @@ parallel safe
 security invoker
 set search_path = pg_catalog, routeledger, pg_temp
 as $$
-  select '0.5.0'
+  select '0.6.0'
 $$;

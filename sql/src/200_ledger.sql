@@ -2,7 +2,8 @@
 --
 -- A decision is a row of routing_outcomes, written before the provider is called; each call of a provider
 -- is a row of inferences. Both are partitioned by range of the decision's UUID version 7, with equal
--- bounds, so that an id alone names its partition and a pair of leaves is dropped as one.
+-- bounds, so that an id alone names its partition and the leaves of a time are dropped as one. Payloads and the verdicts of
+-- judges are kept beside them, in the same way.
 --
 -- The link is a foreign key from each leaf of routing_outcomes to its twin of inferences:
 -- (tenant_id, id, inference_id) references (tenant_id, outcome_id, id), so an outcome can link only an
@@ -85,6 +86,11 @@ create index if not exists routing_outcomes_lease_idx
 on routeledger.routing_outcomes (lease_expires_at)
 where outcome_status is null;
 
+-- What judges look for: successes, linked, that nobody has claimed or labelled yet.
+create index if not exists routing_outcomes_unlabeled_idx
+on routeledger.routing_outcomes (tenant_id, id)
+where judge_status = 'unlabeled' and reward_source is null and outcome_status = 'succeeded' and inference_id is not null;
+
 create table if not exists routeledger.inferences (
   tenant_id text not null,
   outcome_id uuid not null,
@@ -136,4 +142,32 @@ create table if not exists routeledger.inference_payloads (
   response jsonb,
   created_at timestamptz not null,
   constraint inference_payloads_pkey primary key (tenant_id, outcome_id, inference_id)
+) partition by range (outcome_id);
+
+create table if not exists routeledger.judge_verdicts (
+  tenant_id text not null,
+  outcome_id uuid not null,
+  judge text not null,
+  judge_version text not null,
+  inference_id uuid not null,
+  model_slug text not null,
+  task_type text,
+  score double precision,
+  usable boolean not null,
+  label text,
+  rationale text,
+  reward_source text not null,
+  attempt_no integer,
+  judge_model text,
+  input_tokens bigint,
+  output_tokens bigint,
+  cost_usd numeric,
+  recorded_at timestamptz not null,
+  withdrawal_id uuid,
+  withdrawn_at timestamptz,
+  constraint judge_verdicts_pkey primary key (tenant_id, outcome_id, judge, judge_version),
+  constraint verdict_usable_has_score check (
+    usable = (score is not null and score between 0 and 1)),
+  constraint verdict_withdrawn_has_withdrawal check (
+    (withdrawal_id is null) = (withdrawn_at is null))
 ) partition by range (outcome_id);

@@ -35,7 +35,7 @@ as $$
     and pg_relation_is_updatable(to_regclass('routeledger.routing_outcomes_' || routeledger._partition_suffix(p_at, p_width)), false) is not null
 $$;
 
--- Returns the partitions of the ledger with their bounds; one row stands for the leaves of all three tables.
+-- Returns the partitions of the ledger with their bounds; one row stands for the leaves of all four tables.
 -- Locks: none. Errors: none.
 create or replace function routeledger._partitions()
 returns table (
@@ -60,10 +60,10 @@ as $$
   order by 2
 $$;
 
--- Makes sure that a decision dated p_at has its three leaves; returns their suffix when they were made now, else null.
+-- Makes sure that a decision dated p_at has its four leaves; returns their suffix when they were made now, else null.
 -- Neither readers nor writers of the ledger wait: a leaf is made apart and attached. Where partitions of
 -- another width lie around, the new one fills the gap between them.
--- Locks: share update exclusive on routing_outcomes (one maker at a time), inferences, inference_payloads, in this order. Errors: none.
+-- Locks: share update exclusive on routing_outcomes (one maker at a time), inferences, inference_payloads, judge_verdicts, in this order. Errors: none.
 create or replace function routeledger._ensure_partition(
   p_at timestamptz,
   p_width text
@@ -106,12 +106,13 @@ begin
   while coalesce(
     to_regclass('routeledger.routing_outcomes_' || v_suffix),
     to_regclass('routeledger.inferences_' || v_suffix),
-    to_regclass('routeledger.inference_payloads_' || v_suffix)) is not null
+    to_regclass('routeledger.inference_payloads_' || v_suffix),
+    to_regclass('routeledger.judge_verdicts_' || v_suffix)) is not null
   loop
     v_suffix := v_suffix || 'x'; -- a table that was detached keeps its name
   end loop;
 
-  foreach v_table in array array['routing_outcomes', 'inferences', 'inference_payloads'] loop
+  foreach v_table in array array['routing_outcomes', 'inferences', 'inference_payloads', 'judge_verdicts'] loop
     execute format(
       'create table routeledger.%I (like routeledger.%I including defaults including constraints) with (fillfactor = %s)',
       v_table || '_' || v_suffix, v_table, case v_table when 'inference_payloads' then 100 else 85 end);

@@ -12,9 +12,16 @@
 --
 -- The day of a decision is the date in its id, so a roll-up reads only the partitions of its days.
 --
--- Lock order of a roll-up: the watermarks ('' first, then by tenant), then new buckets by key, then existing
--- ones by key, as the upsert does. Roll-ups that share a tenant run one after the other, so that the
--- one which writes last has read last.
+-- Rewards come late. Whoever changes one leaves a mark on its day, and an incremental roll-up counts the marked days
+-- as well as those that it reaches; neither waits for the other. The one who marks holds a mark until its commit: one
+-- that nobody holds, or a new one, so that a day has as many marks as transactions that changed its rewards at the
+-- same time. The roll-up takes away those that nobody holds and counts in a statement that begins later, which sees all that they
+-- stood for; a mark that somebody holds stays, and its day is counted now and once more. Holding a mark means
+-- writing to it: a roll-up whose snapshot is older is refused (40001) and cannot take it away unread.
+--
+-- Lock order of a roll-up: the watermarks ('' first, then by tenant), then the marks, of which it waits for none, then
+-- new buckets by key, then existing ones by key, as the upsert does. Roll-ups that share a tenant run one after
+-- the other, so that the one which writes last has read last.
 
 create table if not exists routeledger.model_performance_buckets (
   tenant_id text not null,
@@ -53,6 +60,15 @@ create table if not exists routeledger.rollup_watermarks (
 );
 
 insert into routeledger.rollup_watermarks (tenant_id) values ('') on conflict do nothing;
+
+-- Marks: days of which a reward has changed since they were counted.
+create table if not exists routeledger.rollup_days (
+  tenant_id text not null,
+  day date not null,
+  id uuid not null,
+  noted_at timestamptz not null,
+  constraint rollup_days_pkey primary key (tenant_id, day, id)
+) with (fillfactor = 50);
 
 do $types$
 begin
@@ -286,6 +302,166 @@ begin
 end
 $$;
 
+-- Leaves a mark on a day, held until the end of the transaction: takes one that nobody holds, or makes one.
+-- Locks: the mark, waiting for none. Errors: none.
+create or replace function routeledger._mark_day(
+  p_tenant_id text,
+  p_day date,
+  p_now timestamptz
+)
+returns void
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_id uuid;
+begin
+  select d.id into v_id
+  from routeledger.rollup_days d
+  where d.tenant_id = p_tenant_id and d.day = p_day
+  limit 1
+  for update skip locked;
+  if found then
+    update routeledger.rollup_days d set noted_at = p_now
+    where d.tenant_id = p_tenant_id and d.day = p_day and d.id = v_id;
+  else
+    insert into routeledger.rollup_days (tenant_id, day, id, noted_at) values (p_tenant_id, p_day, gen_random_uuid(), p_now);
+  end if;
+end
+$$;
+
+-- Leaves marks on the days (UTC) of these decisions, whose rewards the caller has changed in the same transaction: the
+-- first incremental roll-up that begins after the commit counts those days again, however old they are. The arrays
+-- are parallel.
+-- Locks: a mark a day, waiting for none. Errors: none.
+create or replace function routeledger._note_late_rewards(
+  p_tenants text[],
+  p_ids uuid[]
+)
+returns void
+language plpgsql
+volatile
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+as $$
+declare
+  v_now timestamptz := routeledger._now();
+begin
+  if cardinality(p_ids) = 1 then
+    perform routeledger._mark_day(p_tenants[1], (routeledger._id_time(p_ids[1]) at time zone 'UTC')::date, v_now);
+  else
+    perform routeledger._mark_day(x.tenant_id, x.day, v_now)
+    from (
+      select distinct k.tenant_id, (routeledger._id_time(k.id) at time zone 'UTC')::date as day
+      from unnest(p_tenants, p_ids) k (tenant_id, id)
+    ) x;
+  end if;
+end
+$$;
+
+-- Counts p_days days from p_from on, as the caller's statement sees the ledger: one bucket a tenant, model, task type
+-- and day, for these tenants or, given null, for all. Never by nested loops, which is what the planner takes for the best where a
+-- partition has not been analysed yet: every attempt of these days has to be read anyway.
+-- Locks: none. Errors: none.
+create or replace function routeledger._count_days(
+  p_tenants text[],
+  p_from date,
+  p_days integer
+)
+returns table (
+  tenant_id text,
+  model_key text,
+  task_type text,
+  day date,
+  n bigint,
+  success_n bigint,
+  reward_n bigint,
+  reward_sum double precision,
+  reward_sq_sum double precision,
+  cost_n bigint,
+  cost_success_n bigint,
+  cost_usd numeric,
+  input_tokens bigint,
+  output_tokens bigint,
+  latency_n bigint,
+  latency_sum_ms double precision,
+  latency_bins integer[],
+  latency_counts bigint[]
+)
+language plpgsql
+stable
+parallel unsafe
+security invoker
+set search_path = pg_catalog, routeledger, pg_temp
+set plan_cache_mode = force_custom_plan
+set enable_partitionwise_join = on
+set enable_nestloop = off
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+  -- where each of the days begins
+  v_floors uuid[] := array(
+    select routeledger._uuid_floor((p_from + d)::timestamp at time zone 'UTC') from generate_series(0, p_days) d order by d);
+begin
+  return query
+  with counted as (
+    select
+      i.tenant_id,
+      i.model_slug as model_key,
+      coalesce(o.task_type, '__global__') as task_type,
+      p_from + width_bucket(o.id, v_floors) - 1 as day,
+      case when i.status = 'succeeded' then routeledger._latency_bin(i.latency_ms) end as bin,
+      count(*) as n,
+      count(*) filter (where i.status = 'succeeded') as success_n,
+      -- sums of exact numbers, which come out the same in whatever order they are added
+      count(o.reward) filter (where i.id = o.inference_id and o.reward between -1e15 and 1e15) as reward_n,
+      sum(o.reward::numeric) filter (where i.id = o.inference_id and o.reward between -1e15 and 1e15) as reward_sum,
+      sum(o.reward::numeric * o.reward::numeric) filter (where i.id = o.inference_id and o.reward between -1e15 and 1e15) as reward_sq_sum,
+      count(i.cost_usd) as cost_n,
+      count(i.cost_usd) filter (where i.status = 'succeeded') as cost_success_n,
+      sum(i.cost_usd) as cost_usd,
+      sum(i.input_tokens) as input_tokens,
+      sum(i.output_tokens) as output_tokens,
+      sum(i.latency_ms::numeric) filter (where i.status = 'succeeded') as latency_sum_ms
+    from routeledger.routing_outcomes o
+    join routeledger.inferences i on i.tenant_id = o.tenant_id and i.outcome_id = o.id
+    where o.id >= v_floors[1] and o.id < v_floors[p_days + 1]
+      and i.outcome_id >= v_floors[1] and i.outcome_id < v_floors[p_days + 1]
+      and (p_tenants is null or (o.tenant_id = any (p_tenants) and i.tenant_id = any (p_tenants)))
+      and o.traffic_class in ('production', 'shadow')
+      and i.status <> 'routed'
+      -- as _was_reaped() has it
+      and not (coalesce(o.outcome_status = 'abandoned', false) and coalesce(i.error_type = 'abandoned', false) and i.next_action is null
+        and coalesce(i.completed_at = o.abandoned_at, false))
+    group by 1, 2, 3, 4, 5
+  )
+  select
+    c.tenant_id, c.model_key, c.task_type, c.day,
+    sum(c.n)::bigint as n,
+    sum(c.success_n)::bigint as success_n,
+    sum(c.reward_n)::bigint as reward_n,
+    -- what is below 1e-60 would be too small for the arithmetic of double precision, which raises an error then
+    round(coalesce(sum(c.reward_sum), 0), 60)::double precision as reward_sum,
+    round(coalesce(sum(c.reward_sq_sum), 0), 60)::double precision as reward_sq_sum,
+    sum(c.cost_n)::bigint as cost_n,
+    sum(c.cost_success_n)::bigint as cost_success_n,
+    sum(c.cost_usd) as cost_usd,
+    sum(c.input_tokens)::bigint as input_tokens,
+    sum(c.output_tokens)::bigint as output_tokens,
+    coalesce(sum(c.n) filter (where c.bin is not null), 0)::bigint as latency_n,
+    round(sum(c.latency_sum_ms), 60)::double precision as latency_sum_ms,
+    coalesce(array_agg(c.bin order by c.bin) filter (where c.bin is not null), '{}') as latency_bins,
+    coalesce(array_agg(c.n order by c.bin) filter (where c.bin is not null), '{}') as latency_counts
+  from counted c
+  group by c.tenant_id, c.model_key, c.task_type, c.day;
+end
+$$;
+
 -- Counts the ledger into buckets: each bucket of the days from p_from up to, not including, p_to (UTC) becomes what the
 -- ledger says at the moment of the call. Idempotent; a bucket that is right already is not touched, and
 -- none is ever deleted, so retention may drop the partitions behind it. A bucket that a caller brought in is replaced.
@@ -296,13 +472,13 @@ $$;
 -- latencies where the attempt succeeded.
 --
 -- Without p_from the call is incremental: it begins settings.rollup_look_back before the last incremental one (the
--- watermark), or at the oldest partition. What is committed within rollup_look_back of the time in the decision's id
--- is counted by the first incremental call that begins after the commit, whatever was open in between; what
--- comes later (an old story, a late reward) needs p_from. The watermark moves where the call reaches as far
--- back as an incremental one and p_to is absent.
+-- watermark), or at the oldest partition, and counts older days as well where a reward has changed since. What is committed
+-- within rollup_look_back of the time in the decision's id, and a verdict whenever it is committed, is counted by the first
+-- incremental call that begins after the commit, whatever was open in between; what else comes later (an old story)
+-- needs p_from. The watermark moves where the call reaches as far back as an incremental one and p_to is absent.
 -- Without p_tenant_id it is for all tenants that the caller may use. To be called in a transaction of its own.
 -- Returns the days looked at, the buckets found there, and how many were written.
--- Locks: the watermarks of its tenants (one roll-up of a tenant at a time), then the buckets that it writes by key, new ones first. Errors: RL101, RL103, RL108, RL109, RL110.
+-- Locks: the watermarks of its tenants (one roll-up of a tenant at a time), then the marks that nobody holds, then the buckets that it writes by key, new ones first. Errors: RL101, RL103, RL108, RL109, RL110.
 create or replace function routeledger.rollup_model_performance(
   p_from date default null,
   p_to date default null,
@@ -321,8 +497,6 @@ volatile
 parallel unsafe
 security definer
 set search_path = pg_catalog, routeledger, pg_temp
-set plan_cache_mode = force_custom_plan
-set enable_partitionwise_join = on
 as $$
 #variable_conflict use_column
 declare
@@ -334,7 +508,8 @@ declare
   v_since date;
   v_from date;
   v_to date;
-  v_floors uuid[];
+  v_marked_tenants text[];
+  v_marked date[];
 begin
   if p_tenant_id = '' then
     perform routeledger._raise_fault('RL101 tenant_id');
@@ -388,61 +563,38 @@ begin
   v_from := greatest(coalesce(p_from, v_since), v_oldest);
   v_to := least(coalesce(p_to, ((v_now + v_settings.id_window_future) at time zone 'UTC')::date + 1), v_newest);
   days := greatest(v_to - v_from, 0);
-  -- where each of the days begins
-  v_floors := array(
-    select routeledger._uuid_floor((v_from + d)::timestamp at time zone 'UTC') from generate_series(0, days) d order by d);
 
-  with counted as (
-    select
-      i.tenant_id,
-      i.model_slug as model_key,
-      coalesce(o.task_type, '__global__') as task_type,
-      v_from + width_bucket(o.id, v_floors) - 1 as day,
-      case when i.status = 'succeeded' then routeledger._latency_bin(i.latency_ms) end as bin,
-      count(*) as n,
-      count(*) filter (where i.status = 'succeeded') as success_n,
-      -- sums of exact numbers, which come out the same in whatever order they are added
-      count(o.reward) filter (where i.id = o.inference_id and o.reward between -1e15 and 1e15) as reward_n,
-      sum(o.reward::numeric) filter (where i.id = o.inference_id and o.reward between -1e15 and 1e15) as reward_sum,
-      sum(o.reward::numeric * o.reward::numeric) filter (where i.id = o.inference_id and o.reward between -1e15 and 1e15) as reward_sq_sum,
-      count(i.cost_usd) as cost_n,
-      count(i.cost_usd) filter (where i.status = 'succeeded') as cost_success_n,
-      sum(i.cost_usd) as cost_usd,
-      sum(i.input_tokens) as input_tokens,
-      sum(i.output_tokens) as output_tokens,
-      sum(i.latency_ms::numeric) filter (where i.status = 'succeeded') as latency_sum_ms
-    from routeledger.routing_outcomes o
-    join routeledger.inferences i on i.tenant_id = o.tenant_id and i.outcome_id = o.id
-    where o.id >= v_floors[1] and o.id < v_floors[days + 1]
-      and i.outcome_id >= v_floors[1] and i.outcome_id < v_floors[days + 1]
-      and (v_tenants is null or (o.tenant_id = any (v_tenants) and i.tenant_id = any (v_tenants)))
-      and o.traffic_class in ('production', 'shadow')
-      and i.status <> 'routed'
-      -- as _was_reaped() has it
-      and not (coalesce(o.outcome_status = 'abandoned', false) and coalesce(i.error_type = 'abandoned', false) and i.next_action is null
-        and coalesce(i.completed_at = o.abandoned_at, false))
-    group by 1, 2, 3, 4, 5
+  -- What is taken away here is visible to the next statement, with the rewards that it stood for.
+  with held as materialized (
+    select d.tenant_id, d.day, d.id
+    from routeledger.rollup_days d
+    where (v_tenants is null or d.tenant_id = any (v_tenants)) and (p_from is null or d.day >= p_from) and d.day < v_to
+    for update skip locked
+  ),
+  taken as (
+    delete from routeledger.rollup_days d
+    using held h
+    where d.tenant_id = h.tenant_id and d.day = h.day and d.id = h.id
+  )
+  select array_agg(d.tenant_id), array_agg(d.day)
+  into v_marked_tenants, v_marked
+  from routeledger.rollup_days d
+  where (v_tenants is null or d.tenant_id = any (v_tenants)) and p_from is null and d.day >= v_oldest and d.day < least(v_from, v_to);
+
+  with run as materialized (
+    select v_tenants as tenants, v_from as first_day, days as n
+    union all
+    select array_agg(distinct m.tenant_id), min(m.day), count(distinct m.day)::integer
+    from (
+      select x.tenant_id, x.day, x.day - dense_rank() over (order by x.day)::integer as run
+      from unnest(v_marked_tenants, v_marked) x (tenant_id, day)
+    ) m
+    group by m.run
   ),
   bucket as materialized (
-    select
-      c.tenant_id, c.model_key, c.task_type, c.day,
-      sum(c.n)::bigint as n,
-      sum(c.success_n)::bigint as success_n,
-      sum(c.reward_n)::bigint as reward_n,
-      -- what is below 1e-60 would be too small for the arithmetic of double precision, which raises an error then
-      round(coalesce(sum(c.reward_sum), 0), 60)::double precision as reward_sum,
-      round(coalesce(sum(c.reward_sq_sum), 0), 60)::double precision as reward_sq_sum,
-      sum(c.cost_n)::bigint as cost_n,
-      sum(c.cost_success_n)::bigint as cost_success_n,
-      sum(c.cost_usd) as cost_usd,
-      sum(c.input_tokens)::bigint as input_tokens,
-      sum(c.output_tokens)::bigint as output_tokens,
-      coalesce(sum(c.n) filter (where c.bin is not null), 0)::bigint as latency_n,
-      round(sum(c.latency_sum_ms), 60)::double precision as latency_sum_ms,
-      coalesce(array_agg(c.bin order by c.bin) filter (where c.bin is not null), '{}') as latency_bins,
-      coalesce(array_agg(c.n order by c.bin) filter (where c.bin is not null), '{}') as latency_counts
-    from counted c
-    group by c.tenant_id, c.model_key, c.task_type, c.day
+    select c.*
+    from run r
+    cross join lateral routeledger._count_days(r.tenants, r.first_day, r.n) c
   ),
   dirty as materialized (
     select b.*, s.day is not null as is_there
@@ -500,8 +652,8 @@ begin
       from_ledger = true
     returning 1
   )
-  select (select count(*) from bucket), (select count(*) from made), (select count(*) from changed)
-  into buckets, inserted, updated;
+  select (select sum(r.n) from run r), (select count(*) from bucket), (select count(*) from made), (select count(*) from changed)
+  into days, buckets, inserted, updated;
   unchanged := buckets - inserted - updated;
 
   if p_to is null and (p_from is null or p_from <= greatest(v_since, v_oldest)) then

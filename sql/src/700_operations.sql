@@ -2,11 +2,11 @@
 
 -- Makes the partitions of today and of the time ahead (settings.partitions_ahead periods of
 -- settings.partition_width, or the interval given), so that no write has to, and drops the row images of repairs
--- that are older than settings.repair_retention, the counters of budgets older than settings.budget_retention, and cooldowns
--- that are long over. Safe to run at any time, from anywhere, as often as wanted. Returns
+-- that are older than settings.repair_retention, the counters of budgets older than settings.budget_retention, cooldowns
+-- that are long over, and leases of judges on outcomes that were dropped. Safe to run at any time, from anywhere, as often as wanted. Returns
 -- what it made and dropped.
 -- Locks: share update exclusive on the ledger's tables where a partition is missing; access exclusive on images that
--- are dropped; counters and cooldowns that go (skip locked). Errors: RL103.
+-- are dropped; counters and cooldowns that go (skip locked); leases of judges that go. Errors: RL103.
 create or replace function routeledger.maintain(
   p_ahead interval default null
 )
@@ -51,6 +51,7 @@ begin
   end loop;
 
   perform routeledger._forget_policy(v_settings, v_now);
+  perform routeledger._forget_judgements(v_now);
   return query select d.action, d.object from routeledger._drop_old_images() d;
 end
 $$;

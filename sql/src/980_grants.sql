@@ -27,7 +27,7 @@ begin
              'record_payload', 'record_payloads', 'reap', 'persist_model_performance', 'rollup_model_performance',
              'persist_pattern_quality', 'score_patterns', 'route', 'routes'],
         array['writer', 'admin']),
-      (array['model_performance_between', 'rank_candidates', 'replay_policy'],
+      (array['model_performance_between', 'rank_candidates', 'replay_policy', 'estimate_policy'],
         array['reader', 'writer', 'admin']),
       -- upsert() and what it calls run as their caller
       (array['upsert', 'upsert_from', 'plan_upsert',
@@ -58,8 +58,14 @@ begin
              '_changes_to_undo', '_close_repair', '_image_of', '_mark_changes_undone', '_mark_undone', '_note_duplicates', '_note_index', '_open_collapse',
              '_open_repair', '_read_repair', '_record_change', '_renote_index', '_share_images', '_store_declaration', '_take_duplicates', '_undo_in_ledger'],
         array['writer', 'judge', 'admin']),
+      (array['export_corpus', 'corpus_manifest'],
+        array['reader', 'judge', 'admin']),
+      (array['claim_judgements', 'renew_judgement', 'renew_judgements', 'release_judgement', 'release_judgements'],
+        array['judge', 'admin']),
+      (array['record_verdict', 'record_verdicts'],
+        array['writer', 'judge', 'admin']),
       (array['repair_orphans', 'maintain', 'configure', 'import_models', 'set_clock', 'grant_tenant', 'revoke_tenant', 'unbind_role', 'set_pattern_rules',
-             'set_policy', 'set_retry_policy', 'set_budget', 'drop_budget'],
+             'set_policy', 'set_retry_policy', 'set_budget', 'drop_budget', 'withdraw_verdicts', 'reinstate_verdicts'],
         array['admin'])
     ) g (names, roles)
   loop
@@ -79,9 +85,11 @@ begin
   for v_grant in
     select g.names, g.roles
     from (values
-      (array['decisions', 'attempts', 'in_flight', 'orphans', 'reconciliation', 'implausible_costs', 'current_prices', 'flagged_prices', 'upsert_activity', 'model_performance',
+      (array['decisions', 'attempts', 'in_flight', 'orphans', 'reconciliation', 'implausible_costs', 'flagged_prices', 'upsert_activity', 'model_performance',
              'pattern_quality', 'current_pattern_rules', 'current_policies', 'model_cooldowns', 'budget_status'],
         array['reader', 'admin']),
+      (array['current_prices', 'verdict_withdrawals', 'verdicts', 'judge_findings', 'judge_agreement', 'judge_drift', 'judge_queue'],
+        array['reader', 'judge', 'admin']),
       (array['constraint_history', 'constraint_drift', 'repair_history'],
         array['reader', 'writer', 'judge', 'admin'])
     ) g (names, roles)

@@ -269,12 +269,12 @@ comment on function routeledger._has_partition(p_at timestamptz, p_width text) i
 Locks: access share on the leaf. Errors: none.';
 
 comment on function routeledger._partitions() is
-'Returns the partitions of the ledger with their bounds; one row stands for the leaves of all three tables.
+'Returns the partitions of the ledger with their bounds; one row stands for the leaves of all four tables.
 Locks: none. Errors: none.';
 
 comment on function routeledger._ensure_partition(p_at timestamptz, p_width text) is
-'Makes sure that a decision dated p_at has its three leaves; returns their suffix when they were made now, else null. Neither readers nor writers of the ledger wait: a leaf is made apart and attached. Where partitions of another width lie around, the new one fills the gap between them.
-Locks: share update exclusive on routing_outcomes (one maker at a time), inferences, inference_payloads, in this order. Errors: none.';
+'Makes sure that a decision dated p_at has its four leaves; returns their suffix when they were made now, else null. Neither readers nor writers of the ledger wait: a leaf is made apart and attached. Where partitions of another width lie around, the new one fills the gap between them.
+Locks: share update exclusive on routing_outcomes (one maker at a time), inferences, inference_payloads, judge_verdicts, in this order. Errors: none.';
 
 comment on function routeledger._decision_is_plain(p routeledger.decision_input, p_settings routeledger.settings, p_now timestamptz) is
 'Tells whether a decision has nothing to object to, in the form that nearly every one has: its id and ranked candidates, the best one chosen. Without a pinned path so that the planner can inline it; callers are pinned.
@@ -611,11 +611,23 @@ comment on function routeledger.persist_model_performance(p_rows jsonb) is
 Without a task type (absent or null) and with the word `__global__` a row means the same bucket. A reward_n or cost_n that is absent is n where the sum is given. What is absent stays unknown: success_n, reward_sq_sum, cost_usd, tokens, latencies. latency_bins and latency_counts are the sketch: ceil(ln(ms) / ln(1.01 / 0.99)), ascending, and how many. Always one row: received = collapsed + inserted + updated + unchanged + refused; refusals is an array of {ord, code, message, detail, hint}.
 Locks: the buckets, as upsert() does. Errors: RL101, RL107, RL501 for the call; per row RL101, RL103, RL107 to RL110.';
 
+comment on function routeledger._mark_day(p_tenant_id text, p_day date, p_now timestamptz) is
+'Leaves a mark on a day, held until the end of the transaction: takes one that nobody holds, or makes one.
+Locks: the mark, waiting for none. Errors: none.';
+
+comment on function routeledger._note_late_rewards(p_tenants text[], p_ids uuid[]) is
+'Leaves marks on the days (UTC) of these decisions, whose rewards the caller has changed in the same transaction: the first incremental roll-up that begins after the commit counts those days again, however old they are. The arrays are parallel.
+Locks: a mark a day, waiting for none. Errors: none.';
+
+comment on function routeledger._count_days(p_tenants text[], p_from date, p_days integer) is
+'Counts p_days days from p_from on, as the caller''s statement sees the ledger: one bucket a tenant, model, task type and day, for these tenants or, given null, for all. Never by nested loops, which is what the planner takes for the best where a partition has not been analysed yet: every attempt of these days has to be read anyway.
+Locks: none. Errors: none.';
+
 comment on function routeledger.rollup_model_performance(p_from date, p_to date, p_tenant_id text) is
 'Counts the ledger into buckets: each bucket of the days from p_from up to, not including, p_to (UTC) becomes what the ledger says at the moment of the call. Idempotent; a bucket that is right already is not touched, and none is ever deleted, so retention may drop the partitions behind it. A bucket that a caller brought in is replaced.
 Counted are attempts that succeeded or failed, under their model and the task type of their decision, of traffic class production or shadow; not those that the reaper closed, which say nothing of the model. An outcome''s reward counts for the attempt linked. Costs are summed where they are known (cost_n says for how many), latencies where the attempt succeeded.
-Without p_from the call is incremental: it begins settings.rollup_look_back before the last incremental one (the watermark), or at the oldest partition. What is committed within rollup_look_back of the time in the decision''s id is counted by the first incremental call that begins after the commit, whatever was open in between; what comes later (an old story, a late reward) needs p_from. The watermark moves where the call reaches as far back as an incremental one and p_to is absent. Without p_tenant_id it is for all tenants that the caller may use. To be called in a transaction of its own. Returns the days looked at, the buckets found there, and how many were written.
-Locks: the watermarks of its tenants (one roll-up of a tenant at a time), then the buckets that it writes by key, new ones first. Errors: RL101, RL103, RL108, RL109, RL110.';
+Without p_from the call is incremental: it begins settings.rollup_look_back before the last incremental one (the watermark), or at the oldest partition, and counts older days as well where a reward has changed since. What is committed within rollup_look_back of the time in the decision''s id, and a verdict whenever it is committed, is counted by the first incremental call that begins after the commit, whatever was open in between; what else comes later (an old story) needs p_from. The watermark moves where the call reaches as far back as an incremental one and p_to is absent. Without p_tenant_id it is for all tenants that the caller may use. To be called in a transaction of its own. Returns the days looked at, the buckets found there, and how many were written.
+Locks: the watermarks of its tenants (one roll-up of a tenant at a time), then the marks that nobody holds, then the buckets that it writes by key, new ones first. Errors: RL101, RL103, RL108, RL109, RL110.';
 
 comment on function routeledger.model_performance_between(p_tenant_id text, p_from date, p_to date, p_task_type text) is
 'Says how each model did in the days from p_from up to, not including, p_to (UTC): one row a tenant, model and task type that has a bucket there; without p_tenant_id for all tenants that the caller may see.
@@ -687,6 +699,120 @@ comment on function routeledger.score_patterns(p_rows jsonb, p_version text, p_r
 Rows: pattern_id and pattern (as score_pattern() takes it), required; measurement_timestamp (now, by clock()), confidence and metadata (of the measurement). Give measurement_timestamp where a call may be repeated: only then is the repetition `unchanged`.
 Locks: the patterns'' rows by pattern_id. Errors: RL101, RL107, RL501, RL205 for the call; per row RL101, RL103, RL107, RL108, RL109.';
 
+comment on function routeledger._judge_fault(p_judge text, p_judge_version text) is
+'Judges the name of a judge and of its version; returns the first fault, or null.
+Locks: none. Errors: none.';
+
+comment on function routeledger._is_alone_with(variadic p_row text[]) is
+'Tells whether the caller is the only session that is about to insert this row: two that insert the same one would wait for each other''s end, and a claim waits for nobody. An untrue answer does no harm.
+Locks: an advisory one, not waited for. Errors: none.';
+
+comment on function routeledger._label_outcomes(p_tenants text[], p_ids uuid[]) is
+'Sets reward, reward_source and judge_status of outcomes (parallel arrays, each outcome once) to what their verdicts and leases say now, and sees to it that their days are counted anew where the reward has changed.
+Locks: the marks of their days; the caller holds the outcomes. Errors: none.';
+
+comment on function routeledger._give_up_judging(p_tenants text[], p_ids uuid[], p_judge text, p_judge_version text, p_now timestamptz) is
+'Ends judgements that have used up their attempts (parallel arrays): an unusable verdict says so, with the last error.
+Locks: the leases; the caller holds the outcomes. Errors: none.';
+
+comment on function routeledger._claim_due(p_tenant_id text, p_judge text, p_judge_version text, p_limit integer, p_lease interval, p_from_id uuid, p_settings routeledger.settings, p_now timestamptz) is
+'Leases what is due to a judge: its leases that ran out or were given back, at most p_limit looked at. Those that have used up their attempts are ended instead.
+Locks: the outcomes (skip locked), their leases. Errors: none.';
+
+comment on function routeledger._move_front(p_tenant_id text, p_front routeledger.judge_fronts, p_start uuid, p_first uuid, p_now timestamptz) is
+'Takes down where the outcomes begin that nobody has claimed or labelled: p_first is the first one that a claim found from p_start on, p_front what was known before. Not more than ten times a second.
+Locks: the tenant''s front (skip locked). Errors: none.';
+
+comment on function routeledger._claim_unlabeled(p_tenant_id text, p_judge text, p_judge_version text, p_limit integer, p_lease interval, p_from_id uuid, p_now timestamptz) is
+'Leases to a judge outcomes that nobody has claimed or labelled, oldest first, from p_from_id on, but those that it gave back for later.
+Locks: the outcomes (skip locked), the tenant''s front and searches of other judges (skip locked), the leases. Errors: none.';
+
+comment on function routeledger._search_for_judge(p_tenant_id text, p_judge text, p_judge_version text, p_from_id uuid, p_settings routeledger.settings, p_now timestamptz) is
+'Searches the ledger for what others have claimed or labelled and this judge has not, at most a thousand outcomes, and lets them wait in its queue. Returns how many it found: 0 also where it is too early, or another session is at it.
+Locks: the judge''s search (skip locked), leases that it adds. Errors: none.';
+
+comment on function routeledger.claim_judgements(p_tenant_id text, p_judge text, p_judge_version text, p_limit integer, p_lease interval, p_from date, p_payloads boolean) is
+'Leases up to p_limit outcomes to a version of a judge, for p_lease (by default settings.judge_lease), and returns what it needs to judge them: the attempt that answered, and with p_payloads the request and response kept of it. With p_from only outcomes decided on that day (UTC) or later. Every version of every judge is given each outcome that succeeded and is linked, until it has recorded a verdict on it; never to two workers at a time.
+First come its own leases that ran out or were given back, then outcomes that nobody has claimed or labelled, oldest first, then what others have claimed or labelled. The answer goes to record_verdict(), with the lease_token; what takes longer than the lease is renewed with renew_judgement(), and what will not be judged is given back with release_judgement(). A lease that ran out is good until somebody else has the outcome. The last of settings.judge_max_attempts leases that runs out ends in a verdict `cannot_evaluate`. Without p_tenant_id the tenants that the caller may use are served in random order.
+Locks: the outcomes (skip locked), their leases, searches of judges (skip locked). Errors: RL101, RL103, RL108, RL109, RL110.';
+
+comment on function routeledger._held_judgement(p_tenant_id text, p_id uuid, p_judge text, p_judge_version text, p_lease_token uuid) is
+'Locks an outcome and looks up the lease that a judge has on it. Where p_lease_token is not its token code is RL402, and RL201 where there is no such outcome.
+Locks: the outcome. Errors: none.';
+
+comment on function routeledger._renew_judgement(p_given routeledger.renewal_input, p_settings routeledger.settings, p_now timestamptz) is
+'Renews one lease; see renew_judgement.
+Locks: the outcome, its lease. Errors: none; a fault is part of the result.';
+
+comment on function routeledger.renew_judgement(p_tenant_id text, p_id uuid, p_judge text, p_judge_version text, p_lease_token uuid, p_lease interval) is
+'Renews the lease of a judgement to now plus p_lease (by default settings.judge_lease), for judges that take long. A lease is never shortened. One that somebody else has by now, or that has been answered or given back, is RL402.
+Locks: the outcome, its lease. Errors: RL101, RL103, RL104, RL108, RL110, RL201, RL402.';
+
+comment on function routeledger.renew_judgements(p_rows jsonb) is
+'Renews many leases in one call and answers for each; a bad row never fails its neighbours.
+Locks: the outcomes by (tenant_id, id), their leases. Errors: RL101, RL107, RL501 for the call; per row those of renew_judgement.';
+
+comment on function routeledger._release_judgement(p_given routeledger.release_input, p_settings routeledger.settings, p_now timestamptz) is
+'Gives one judgement back; see release_judgement.
+Locks: the outcome, its lease. Errors: none; a fault is part of the result.';
+
+comment on function routeledger.release_judgement(p_tenant_id text, p_id uuid, p_judge text, p_judge_version text, p_lease_token uuid, p_error text, p_delay interval) is
+'Gives a judgement back, to be claimed again after p_delay, by other judges at once. Without p_error nothing went wrong and the attempt does not count: a worker that stops gives back what it has not begun. With p_error the attempt counts and p_delay is settings.judge_retry_delay by default; the last of settings.judge_max_attempts ends in a verdict `cannot_evaluate` with p_error as its rationale, and available_at is null.
+Locks: the outcome, its lease. Errors: RL101, RL103, RL104, RL108, RL110, RL201, RL402.';
+
+comment on function routeledger.release_judgements(p_rows jsonb) is
+'Gives many judgements back in one call and answers for each; a bad row never fails its neighbours.
+Locks: the outcomes by (tenant_id, id), their leases. Errors: RL101, RL107, RL501 for the call; per row those of release_judgement.';
+
+comment on function routeledger._forget_judgements(p_now timestamptz) is
+'Removes leases that fell due a day ago on outcomes that are gone, their partition dropped.
+Locks: the leases that go. Errors: none.';
+
+comment on function routeledger._verdict_fault(p routeledger.verdict_input, p_settings routeledger.settings) is
+'Judges a verdict field by field; returns the first fault, or null.
+Locks: none. Errors: none.';
+
+comment on function routeledger._record_verdicts(p_given routeledger.verdict_input[], p_faults text[], p_now timestamptz) is
+'Records verdicts that are free of faults (p_faults null) and answers for each: accepted, replayed or refused. Of two in the call for the same outcome, judge and version the later one finds the earlier one there.
+Locks: the outcomes by (tenant_id, id), their leases, the marks of their days. Errors: none; a fault is part of the result.';
+
+comment on function routeledger.record_verdict(p_tenant_id text, p_id uuid, p_judge text, p_judge_version text, p_score double precision, p_label text, p_rationale text, p_lease_token uuid, p_reward_source text, p_judge_model text, p_input_tokens bigint, p_output_tokens bigint, p_cost_usd numeric) is
+'Records what a judge, or a person (p_reward_source `human`), says of an outcome that succeeded: a score from 0 to 1, or none (null with a label that says why, or -1) where it cannot be judged. Returns whether the verdict is usable, and what the outcome''s reward, its source and judge_status are now: the reward is the mean of the scores of all usable verdicts that are not withdrawn, the source `human` where a person''s is among them, else `judge`.
+There is one verdict for each outcome, judge and version: the same again is a replay (created false), another one RL314; a new version of the judge adds its own. p_lease_token is what claim_judgements() gave with the outcome; where somebody else has claimed it since, or it was given back, RL402. Without a token, for people and imports, the outcome must not be leased to the same judge version. p_input_tokens, p_output_tokens and p_cost_usd are what judging took.
+Locks: the outcome, its lease, the mark of its day. Errors: RL101, RL102, RL103, RL104, RL108, RL110, RL201, RL314, RL315, RL402.';
+
+comment on function routeledger.record_verdicts(p_rows jsonb) is
+'Records many verdicts in one call and answers for each; a bad row never fails its neighbours. The reward and judge_status of an answer are those of its outcome at the end of the call.
+Locks: the outcomes by (tenant_id, id), their leases, the marks of their days. Errors: RL101, RL107, RL501 for the call; per row those of record_verdict.';
+
+comment on function routeledger._mark_verdicts(p_tenant_id text, p_ids uuid[], p_judge text, p_judge_version text, p_from_withdrawal uuid, p_to_withdrawal uuid, p_now timestamptz) is
+'Marks or unmarks the verdicts of a version of a judge on outcomes of one tenant as withdrawn and labels these anew. Returns how many it marked, and how many of their outcomes have no reward now.
+Locks: the verdicts, the marks of days; the caller holds the outcomes. Errors: none.';
+
+comment on function routeledger.withdraw_verdicts(p_tenant_id text, p_judge text, p_judge_version text, p_reason text, p_model_slug text, p_from date, p_to date) is
+'Withdraws the verdicts of a version of a judge in one call: all of them, or those on one model, or on outcomes decided on the days from p_from up to, not including, p_to (UTC). They are kept and marked, count in no reward, and the judge version that gave them does not judge these outcomes again; others do. Rewards and judge_status are right when the call returns; `unlabeled` is how many of the outcomes have no reward left. The next rollup_model_performance() counts the days concerned anew, however old.
+Without p_tenant_id it is for all tenants that the caller may use, each with a withdrawal of its own; where there is nothing to withdraw there is no row. reinstate_verdicts() takes a withdrawal back.
+Locks: the outcomes by (tenant_id, id), their verdicts, the marks of their days. Errors: RL101, RL103, RL108, RL109, RL110.';
+
+comment on function routeledger.reinstate_verdicts(p_tenant_id text, p_withdrawal_id uuid) is
+'Takes a withdrawal back: its verdicts count again, and rewards and judge_status are right when the call returns, as with withdraw_verdicts(). Said again, it answers the same and changes nothing.
+Locks: the withdrawal, the outcomes by (tenant_id, id), their verdicts, the marks of their days. Errors: RL101, RL108, RL110, RL211.';
+
+comment on function routeledger._corpus_fault(p_tenant_id text, p_from date, p_to date, p_traffic_class text[], p_mix_synthetic boolean, p_reward_source text[], p_task_type text) is
+'Tells what is wrong with the filters of a corpus; null where nothing is.
+Locks: none. Errors: none.';
+
+comment on function routeledger.export_corpus(p_tenant_id text, p_from date, p_to date, p_traffic_class text[], p_mix_synthetic boolean, p_reward_source text[], p_task_type text, p_payloads boolean, p_after uuid, p_limit integer) is
+'Returns the labelled, linked outcomes of a tenant in order of their ids: the first p_limit (1 to 100000) that come after p_after (any UUID; null: from the beginning). An empty page is the end.
+Filters: decided from p_from up to, not including, p_to (UTC); traffic classes (synthetic or replay together with production or shadow only with p_mix_synthetic); sources of the reward (judge, human; null: both); a task type (null: all).
+attempts counts all attempts of the decision; what follows from attempt_no to ttft_ms is about the linked one, the one that answered. cost_usd is rounded to 18 places and null where it is not known. reward is the mean score, 0 to 1, of the verdict_n usable, not withdrawn verdicts; verdicts is an array of them by judge and version, objects with judge, judge_version, reward_source, score and label. propensity is the probability with which the policy chose the model, null where it did not say. With p_payloads the verdicts also have their rationale, and request and response are those recorded for the linked attempt; else they are null.
+Locks: none. Errors: RL101, RL102, RL103, RL108, RL109, RL110.';
+
+comment on function routeledger.corpus_manifest(p_tenant_id text, p_from date, p_to date, p_traffic_class text[], p_mix_synthetic boolean, p_reward_source text[], p_task_type text) is
+'Counts what export_corpus() with the same filters exports, and says what they were: one row.
+outcomes is the number of rows, first_id and last_id their ends, verdicts how many verdicts they rest on; cost_usd sums what is known. models, task_types ('''' for none), traffic_classes and reward_sources are objects of counts of rows; judges is an array of objects with judge, judge_version, reward_source and verdicts. left_out counts the other outcomes of the window, each once, under the first of these that holds: traffic_class, task_type (filtered out), in_flight, failed, rejected, abandoned, unlinked, unlabeled, claimed, cannot_evaluate, without_reward, reward_source (filtered out); what it counts and outcomes are together all outcomes of the window.
+Locks: none. Errors: RL101, RL102, RL103, RL108, RL109, RL110; RL212 where there is no row, with left_out in DETAIL.';
+
 comment on function routeledger._normal_quantile(p double precision) is
 'Returns the quantile of the standard normal distribution for a p from 0.5 to 0.9999, to about 1e-16 of its value (algorithm AS 241, Wichura 1988).
 Locks: none. Errors: none.';
@@ -752,9 +878,26 @@ comment on function routeledger.routes(p_rows jsonb) is
 'Routes many requests in one call and answers for each, in the order given; a bad row never fails its neighbours. The result for a row is what route would have returned or raised for it. Rows are routed in order of (tenant_id, id), those without an id last, and each sees what the ones before it reserved.
 Locks: those of route, by (tenant_id, id). Errors: RL101, RL107, RL501 for the call; per row those of route.';
 
+comment on function routeledger._replay_fault(p_tenant_id text, p_from date, p_to date, p_limit integer, p_all_models boolean, p_settings routeledger.settings) is
+'Judges the arguments that replays share; returns the first fault, or null.
+Locks: none. Errors: none.';
+
+comment on function routeledger._replayed(p_tenant_id text, p_policy routeledger.routing_policies, p_from date, p_to date, p_limit integer, p_all_models boolean, p_all_closed boolean) is
+'Draws at most p_limit of the closed production decisions from p_from up to, not including, p_to (UTC), alike from the whole window and always the same ones, and has the policy choose for each: those that succeeded or were rejected, with p_all_closed also those that failed or were abandoned.
+chosen_slug is the model that was chosen first (null: rejected), served_slug the one that answered, slug what the policy chooses (null: nothing); had_chance whether slug had a chance to be chosen then: where candidates carry propensities, one above 0; where none does, each that was not dropped has one, unless the propensity of what was chosen is 1. reward is null where it is none. ledger_usd is the cost recorded, null where it is flagged as implausible or rests on no tokens; catalog_usd takes its place. projected_usd is what slug would have cost for the tokens of the decision, those that the policy assumes where none are known.
+The policy is asked with the input tokens of the decision and the mean output tokens of those drawn of its task type: how long the answer of one model was is not known before it is chosen, and would make the choice depend on what was served.
+Locks: none. Errors: none.';
+
 comment on function routeledger.replay_policy(p_tenant_id text, p_policy text, p_overrides jsonb, p_from date, p_to date, p_limit integer, p_all_models boolean) is
 'Replays the closed production decisions of a tenant from p_from up to, not including, p_to (UTC; by default the last 30 days) under a policy: one row each, in order of their ids, at most p_limit of them, drawn alike from the whole window and always the same ones. Decisions that failed or were abandoned are left out. With p_all_models all enrolled models are candidates, not those stored, and `candidates`, how many were stored, is null.
-As it was: served_model_slug (null: rejected), served_cost_usd with served_cost_source `ledger` or, where no cost is recorded or it is flagged as implausible, `catalog`; served_quality. As the policy would have it: model_slug (null: it chooses nothing), cost_usd, quality. The cost of the model that served is what it cost; that of another is the tokens of the decision (those that the policy assumes where none are known) at its price then, cost_source `catalog`. quality_source is `reward`, or `buckets` with their number of rewards and the standard error of their mean; quality is null below min_samples of the policy. Cooldowns and budgets of the time are not replayed.
+As it was: served_model_slug (null: rejected), served_cost_usd with served_cost_source `ledger` or, where no cost is recorded or it is flagged as implausible, `catalog`; served_quality. As the policy would have it: model_slug (null: it chooses nothing), cost_usd, quality. The cost of the model that served is what it cost; that of another is the tokens of the decision (those that the policy assumes where none are known) at its price then, cost_source `catalog`. The choice itself is made with the mean output tokens of the task type: how long an answer would be was not known. quality_source is `reward`, or `buckets` with their number of rewards and the standard error of their mean; quality is null below min_samples of the policy. Cooldowns and budgets of the time are not replayed.
+Locks: none. Errors: RL101, RL103, RL107, RL108, RL109, RL110, RL209.';
+
+comment on function routeledger.estimate_policy(p_tenant_id text, p_policy text, p_overrides jsonb, p_from date, p_to date, p_limit integer, p_all_models boolean, p_confidence double precision, p_max_weight double precision) is
+'Estimates what a policy would have been worth (quality, the mean reward) and have cost (cost_usd, the mean in USD per decision) over the closed production decisions of a tenant from p_from up to, not including, p_to (UTC; by default the last 30 days), of which at most p_limit are drawn: ten rows, for each measure one an estimator. The policy is taken without its exploration, if it has any: it always chooses what it ranks first. A decision for which it chooses nothing is worth 0 and costs 0.
+as_it_was is what the decisions were worth and cost themselves. direct takes for each the mean of the other decisions of its task type in which the policy''s model was chosen. ips weighs each decision in which the policy''s model was chosen by w = 1 / propensity, the others by 0; snips divides by the sum of the weights; doubly_robust is direct, corrected by what the weighed decisions differ from it. Decisions without a reward (or cost), and those that failed or were abandoned, are represented by the others of their task type and model. p_max_weight cuts w down to that: narrower intervals, and a bias.
+value with its standard_error and the ends low and high of its normal interval at p_confidence; null where it cannot be said: for direct without decisions, for the three that weigh with fewer than two matched. decisions are those drawn, n those that the estimate is about, answered those of them for which the policy chooses a model. Of the answered, matched are those in which that model was chosen and the reward (cost) is known; effective_n is sum(w)^2 / sum(w^2) over them, how many equally weighing decisions would say as much; largest_weight their largest w; mean_weight the mean of w over all answered, which comes out near 1: far from it the propensities are wrong, the weights cut down, or too few matched. Of the other estimators these four are null.
+Left out, each for the first reason that holds. no_candidates: none are stored (with p_all_models none is left out for that). no_propensity: a model was chosen and nobody knows with which probability (null, or 0); a decision made by a fixed rule counts only where it says so with a propensity of 1, as those of route without exploration do. no_chance: the policy chooses a model that could not have been chosen: any other where the propensity is 1, any where the decision was rejected, one without a propensity above 0 where candidates carry propensities; where none does, one that was dropped or was no candidate. unmeasured: of the model that the policy chooses fewer than two decisions of the task type have a known reward (cost); for as_it_was, none has one of the model that was chosen.
 Locks: none. Errors: RL101, RL103, RL107, RL108, RL109, RL110, RL209.';
 
 comment on function routeledger._caller_role() is
@@ -1326,5 +1469,5 @@ Returns one row like ensure_check(): `created`, `replaced` (definition null: it 
 Locks: the advisory lock of (table, constraint), then access exclusive on the table, waiting at most p_lock_timeout, p_attempts times. Errors: RL101, RL102, RL103, RL108, RL117, RL208, RL309 (p_strict), 55P03, and what the table raises.';
 
 comment on function routeledger.maintain(p_ahead interval) is
-'Makes the partitions of today and of the time ahead (settings.partitions_ahead periods of settings.partition_width, or the interval given), so that no write has to, and drops the row images of repairs that are older than settings.repair_retention, the counters of budgets older than settings.budget_retention, and cooldowns that are long over. Safe to run at any time, from anywhere, as often as wanted. Returns what it made and dropped.
-Locks: share update exclusive on the ledger''s tables where a partition is missing; access exclusive on images that are dropped; counters and cooldowns that go (skip locked). Errors: RL103.';
+'Makes the partitions of today and of the time ahead (settings.partitions_ahead periods of settings.partition_width, or the interval given), so that no write has to, and drops the row images of repairs that are older than settings.repair_retention, the counters of budgets older than settings.budget_retention, cooldowns that are long over, and leases of judges on outcomes that were dropped. Safe to run at any time, from anywhere, as often as wanted. Returns what it made and dropped.
+Locks: share update exclusive on the ledger''s tables where a partition is missing; access exclusive on images that are dropped; counters and cooldowns that go (skip locked); leases of judges that go. Errors: RL103.';
