@@ -152,6 +152,116 @@ select routeledger.configure(
   p_settings => %(settings)s::jsonb) as settings
 """
 
+# -- judging --------------------------------------------------------------------------------------
+
+CLAIM_JUDGEMENTS: Final[LiteralString] = """
+select tenant_id, id, lease_token, attempt_no, lease_expires_at, inference_id, agent_id, task_type,
+  model_slug, provider, input_tokens, output_tokens, cost_usd, latency_ms, event_at, traffic_class,
+  metadata, request, response
+from routeledger.claim_judgements(
+  p_tenant_id => %(tenant_id)s::text,
+  p_judge => %(judge)s::text,
+  p_judge_version => %(judge_version)s::text,
+  p_limit => %(limit)s::integer,
+  p_lease => %(lease)s::interval,
+  p_from => %(from)s::date,
+  p_payloads => %(payloads)s::boolean)
+"""
+
+RENEW_JUDGEMENT: Final[LiteralString] = """
+select id, lease_expires_at
+from routeledger.renew_judgement(
+  p_tenant_id => %(tenant_id)s::text,
+  p_id => %(id)s::uuid,
+  p_judge => %(judge)s::text,
+  p_judge_version => %(judge_version)s::text,
+  p_lease_token => %(lease_token)s::uuid,
+  p_lease => %(lease)s::interval)
+"""
+
+RELEASE_JUDGEMENT: Final[LiteralString] = """
+select id, judge_status, available_at
+from routeledger.release_judgement(
+  p_tenant_id => %(tenant_id)s::text,
+  p_id => %(id)s::uuid,
+  p_judge => %(judge)s::text,
+  p_judge_version => %(judge_version)s::text,
+  p_lease_token => %(lease_token)s::uuid,
+  p_error => %(error)s::text,
+  p_delay => %(delay)s::interval)
+"""
+
+RECORD_VERDICT: Final[LiteralString] = """
+select id, usable, reward, reward_source, judge_status, created
+from routeledger.record_verdict(
+  p_tenant_id => %(tenant_id)s::text,
+  p_id => %(id)s::uuid,
+  p_judge => %(judge)s::text,
+  p_judge_version => %(judge_version)s::text,
+  p_score => %(score)s::double precision,
+  p_label => %(label)s::text,
+  p_rationale => %(rationale)s::text,
+  p_lease_token => %(lease_token)s::uuid,
+  p_reward_source => %(reward_source)s::text,
+  p_judge_model => %(judge_model)s::text,
+  p_input_tokens => %(input_tokens)s::bigint,
+  p_output_tokens => %(output_tokens)s::bigint,
+  p_cost_usd => %(cost_usd)s::numeric)
+"""
+
+WITHDRAW_VERDICTS: Final[LiteralString] = """
+select tenant_id, withdrawal_id, verdicts, unlabeled
+from routeledger.withdraw_verdicts(
+  p_tenant_id => %(tenant_id)s::text,
+  p_judge => %(judge)s::text,
+  p_judge_version => %(judge_version)s::text,
+  p_reason => %(reason)s::text,
+  p_model_slug => %(model_slug)s::text,
+  p_from => %(from)s::date,
+  p_to => %(to)s::date)
+"""
+
+REINSTATE_VERDICTS: Final[LiteralString] = """
+select tenant_id, withdrawal_id, verdicts, unlabeled
+from routeledger.reinstate_verdicts(
+  p_tenant_id => %(tenant_id)s::text,
+  p_withdrawal_id => %(withdrawal_id)s::uuid)
+"""
+
+EXPORT_CORPUS: Final[LiteralString] = """
+select tenant_id, id, agent_id, task_type, traffic_class, decision_rule, policy_version,
+  ruleset_hash, min_quality, propensity, candidates, metadata, event_at, completed_at, attempts,
+  inference_id, attempt_no, model_slug, provider, response_model, input_tokens, output_tokens,
+  cache_read_input_tokens, cache_creation_input_tokens, reasoning_output_tokens, cost_usd,
+  cost_source, cost_flag, latency_ms, ttft_ms, reward, reward_source, verdict_n, verdicts, request,
+  response
+from routeledger.export_corpus(
+  p_tenant_id => %(tenant_id)s::text,
+  p_from => %(from)s::date,
+  p_to => %(to)s::date,
+  p_traffic_class => %(traffic_class)s::text[],
+  p_mix_synthetic => %(mix_synthetic)s::boolean,
+  p_reward_source => %(reward_source)s::text[],
+  p_task_type => %(task_type)s::text,
+  p_payloads => %(payloads)s::boolean,
+  p_after => %(after)s::uuid,
+  p_limit => %(limit)s::integer)
+"""
+
+CORPUS_MANIFEST: Final[LiteralString] = """
+select tenant_id, from_day, to_day, traffic_class, mix_synthetic, reward_source, task_type, outcomes,
+  first_id, last_id, verdicts, mean_reward, cost_usd, input_tokens, output_tokens, models, task_types,
+  traffic_classes, reward_sources, judges, left_out
+from routeledger.corpus_manifest(
+  p_tenant_id => %(tenant_id)s::text,
+  p_from => %(from)s::date,
+  p_to => %(to)s::date,
+  p_traffic_class => %(traffic_class)s::text[],
+  p_mix_synthetic => %(mix_synthetic)s::boolean,
+  p_reward_source => %(reward_source)s::text[],
+  p_task_type => %(task_type)s::text)
+"""
+
 # -- routing --------------------------------------------------------------------------------------
 
 RANK_CANDIDATES: Final[LiteralString] = """
@@ -190,6 +300,22 @@ from routeledger.route(
   p_attempt_id => %(attempt_id)s::uuid,
   p_metadata => %(metadata)s::jsonb,
   p_seed => %(seed)s::bigint)
+"""
+
+ESTIMATE_POLICY: Final[LiteralString] = """
+select estimator, measure, value, standard_error, low, high, decisions, n, answered, matched,
+  effective_n, mean_weight, largest_weight, no_candidates, no_propensity, no_chance, unmeasured,
+  ruleset_hash
+from routeledger.estimate_policy(
+  p_tenant_id => %(tenant_id)s::text,
+  p_policy => %(policy)s::text,
+  p_overrides => %(overrides)s::jsonb,
+  p_from => %(from)s::date,
+  p_to => %(to)s::date,
+  p_limit => %(limit)s::integer,
+  p_all_models => %(all_models)s::boolean,
+  p_confidence => %(confidence)s::double precision,
+  p_max_weight => %(max_weight)s::double precision)
 """
 
 SET_POLICY: Final[LiteralString] = """
@@ -558,6 +684,27 @@ from routeledger.record_payloads(
   p_rows => %(rows)s::jsonb)
 """
 
+RENEW_JUDGEMENTS: Final[LiteralString] = """
+select ord, status, code, message, detail, hint,
+  id, lease_expires_at
+from routeledger.renew_judgements(
+  p_rows => %(rows)s::jsonb)
+"""
+
+RELEASE_JUDGEMENTS: Final[LiteralString] = """
+select ord, status, code, message, detail, hint,
+  id, judge_status, available_at
+from routeledger.release_judgements(
+  p_rows => %(rows)s::jsonb)
+"""
+
+RECORD_VERDICTS: Final[LiteralString] = """
+select ord, status, code, message, detail, hint,
+  id, usable, reward, reward_source, judge_status
+from routeledger.record_verdicts(
+  p_rows => %(rows)s::jsonb)
+"""
+
 IMPORT_MODELS: Final[LiteralString] = """
 select ord, status, code, message, detail, hint,
   model_slug, valid_from, flag
@@ -566,6 +713,89 @@ from routeledger.import_models(
 """
 
 # -- readers of the views -------------------------------------------------------------------------
+
+VERDICTS: Final[LiteralString] = """
+select tenant_id, outcome_id, judge, judge_version, inference_id, model_slug, task_type, score,
+  usable, label, rationale, reward_source, attempt_no, judge_model, input_tokens, output_tokens,
+  cost_usd, recorded_at, withdrawal_id, withdrawn_at, counts
+from routeledger.verdicts
+where (%(tenant_id)s::text is null or tenant_id = %(tenant_id)s::text)
+  and (%(id)s::uuid is null or outcome_id = %(id)s::uuid)
+  and (%(judge)s::text is null or judge = %(judge)s::text)
+  and (%(judge_version)s::text is null or judge_version = %(judge_version)s::text)
+order by outcome_id desc, judge, judge_version
+limit %(limit)s::bigint
+"""
+
+JUDGE_FINDINGS: Final[LiteralString] = """
+select tenant_id, kind, judge, judge_version, model_slug, n, since, last_at, detail
+from routeledger.judge_findings
+where %(tenant_id)s::text is null or tenant_id = %(tenant_id)s::text
+order by tenant_id, judge, judge_version, model_slug, kind
+limit %(limit)s::bigint
+"""
+
+JUDGE_AGREEMENT: Final[LiteralString] = """
+select tenant_id, judge_a, version_a, judge_b, version_b, n, equal_scores, mean_a, mean_b,
+  agreement, kappa, label_n, label_agreement, label_kappa
+from routeledger.judge_agreement
+where %(tenant_id)s::text is null or tenant_id = %(tenant_id)s::text
+order by tenant_id, judge_a, version_a, judge_b, version_b
+limit %(limit)s::bigint
+"""
+
+JUDGE_DRIFT: Final[LiteralString] = """
+select tenant_id, judge, judge_version, day, n, unusable_n, mean_score, sd, before_n, before_mean,
+  change, z
+from routeledger.judge_drift
+where (%(tenant_id)s::text is null or tenant_id = %(tenant_id)s::text)
+  and (%(since)s::date is null or day >= %(since)s::date)
+order by tenant_id, judge, judge_version, day
+limit %(limit)s::bigint
+"""
+
+JUDGE_QUEUE: Final[LiteralString] = """
+select tenant_id, judge, judge_version, ready, unlabeled, delayed, claimed, expired, oldest_at,
+  searched_at
+from routeledger.judge_queue
+where %(tenant_id)s::text is null or tenant_id = %(tenant_id)s::text
+order by tenant_id, judge, judge_version
+limit %(limit)s::bigint
+"""
+
+# What withdraw_verdicts() would take.
+COUNT_VERDICTS: Final[LiteralString] = """
+select tenant_id, count(*) as verdicts
+from routeledger.verdicts
+where judge = %(judge)s::text and judge_version = %(judge_version)s::text and withdrawn_at is null
+  and (%(tenant_id)s::text is null or tenant_id = %(tenant_id)s::text)
+  and (%(model_slug)s::text is null or model_slug = %(model_slug)s::text)
+  and (%(from)s::date is null
+    or routeledger.uuid_v7_time(outcome_id) >= %(from)s::date::timestamp at time zone 'UTC')
+  and (%(to)s::date is null
+    or routeledger.uuid_v7_time(outcome_id) < %(to)s::date::timestamp at time zone 'UTC')
+group by tenant_id
+order by tenant_id
+"""
+
+# The catalogue's price of a model that is known to its endpoint by a name without the provider.
+PRICE_OF: Final[LiteralString] = """
+select input_usd_per_mtok, output_usd_per_mtok
+from routeledger.current_prices
+where (model_slug = %(model)s::text or model_slug like '%%/' || %(model)s::text)
+  and flag is null and input_usd_per_mtok is not null and output_usd_per_mtok is not null
+order by model_slug <> %(model)s::text, model_slug
+limit 1
+"""
+
+VERDICT_WITHDRAWALS: Final[LiteralString] = """
+select tenant_id, withdrawal_id, judge, judge_version, model_slug, from_day, to_day, reason,
+  verdicts, unlabeled, withdrawn_by, withdrawn_at, reinstated_by, reinstated_at
+from routeledger.verdict_withdrawals
+where %(tenant_id)s::text is null or tenant_id = %(tenant_id)s::text
+order by withdrawn_at desc, tenant_id
+limit %(limit)s::bigint
+"""
 
 DECISIONS: Final[LiteralString] = """
 select tenant_id, id, agent_id, task_type, model_slug, provider, decision_rule,

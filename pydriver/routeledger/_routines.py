@@ -171,6 +171,41 @@ RECORD_PAYLOAD = Routine(
     True,
     6,
 )
+RENEW_JUDGEMENT = Routine(
+    "renew_judgement",
+    "renew_judgements",
+    _calls.RENEW_JUDGEMENT,
+    _calls.RENEW_JUDGEMENTS,
+    types.JudgementLease,
+    _nulls("lease"),
+    False,
+    7,
+)
+RELEASE_JUDGEMENT = Routine(
+    "release_judgement",
+    "release_judgements",
+    _calls.RELEASE_JUDGEMENT,
+    _calls.RELEASE_JUDGEMENTS,
+    types.ReleasedJudgement,
+    _nulls("error delay"),
+    False,
+    8,
+)
+RECORD_VERDICT = Routine(
+    "record_verdict",
+    "record_verdicts",
+    _calls.RECORD_VERDICT,
+    _calls.RECORD_VERDICTS,
+    types.RecordedVerdict,
+    {
+        **_nulls(
+            "score label rationale lease_token judge_model input_tokens output_tokens cost_usd"
+        ),
+        "reward_source": "judge",
+    },
+    True,
+    9,
+)
 IMPORT_MODELS = Routine(
     "import_models",
     "import_models",
@@ -179,7 +214,7 @@ IMPORT_MODELS = Routine(
     types.ImportedModel,
     {},
     False,
-    7,
+    10,
 )
 
 ROUTINES: dict[str, Routine[Any]] = {
@@ -193,5 +228,8 @@ ROUTINES: dict[str, Routine[Any]] = {
         COMPLETE_DECISION,
         RECORD_OUTCOME,
         RECORD_PAYLOAD,
+        RENEW_JUDGEMENT,
+        RELEASE_JUDGEMENT,
+        RECORD_VERDICT,
     )
 }

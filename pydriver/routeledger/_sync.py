@@ -8,9 +8,9 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
@@ -72,6 +72,7 @@ _COALESCED = frozenset(
         "complete_decision",
         "extend_lease",
         "record_outcome",
+        "record_verdict",
     }
 )
 
@@ -797,6 +798,349 @@ class Ledger:
         }
         return self._submit(_routines.RECORD_PAYLOAD, _compact(row), conn)
 
+    # -- judging --
+
+    def claim_judgements(
+        self,
+        *,
+        judge: str,
+        judge_version: str,
+        tenant_id: str | None = None,
+        limit: int = 10,
+        lease: timedelta | None = None,
+        from_: date | None = None,
+        payloads: bool = True,
+        conn: Conn | None = None,
+    ) -> list[types.Judgement]:
+        """Take decisions that this version of a judge has not judged, oldest first.
+
+        Nobody else is given them until the lease runs out. Answer each with `record_verdict` or
+        `release_judgement`; `routeledger.judging` does all of it. Only decisions that succeeded are
+        judged.
+
+        Args:
+            judge: its name.
+            judge_version: each version judges each decision once.
+            tenant_id: whose decisions; those of all tenants in turn when absent.
+            limit: at most so many, 1 to 1,000.
+            lease: how long they are kept for it; the ledger's setting when absent.
+            from_: only those decided on that day (UTC) or later.
+            payloads: whether request and response come along.
+            conn: a connection of the caller's, which is not committed.
+
+        A call that is made again after its connection was lost may leave decisions claimed that
+        nobody knows of; they return when their lease has run out.
+        """
+        params = {
+            "tenant_id": tenant_id,
+            "judge": judge,
+            "judge_version": judge_version,
+            "limit": limit,
+            "lease": lease,
+            "from": from_,
+            "payloads": payloads,
+        }
+        records = self._query(_calls.CLAIM_JUDGEMENTS, params, conn)
+        return [types.Judgement(*r) for r in records]
+
+    def renew_judgement(
+        self,
+        *,
+        tenant_id: str,
+        id: Id,
+        judge: str,
+        judge_version: str,
+        lease_token: Id,
+        lease: timedelta | None = None,
+        conn: Conn | None = None,
+    ) -> types.JudgementLease:
+        """Keep a claim for longer, from now on.
+
+        Raises:
+            ClaimLost: the token is not the current one: stop the work.
+        """
+        row = {
+            "tenant_id": tenant_id,
+            "id": id,
+            "judge": judge,
+            "judge_version": judge_version,
+            "lease_token": lease_token,
+            "lease": lease,
+        }
+        return self._submit(_routines.RENEW_JUDGEMENT, _compact(row), conn)
+
+    def release_judgement(
+        self,
+        *,
+        tenant_id: str,
+        id: Id,
+        judge: str,
+        judge_version: str,
+        lease_token: Id,
+        error: str | None = None,
+        delay: timedelta | None = None,
+        conn: Conn | None = None,
+    ) -> types.ReleasedJudgement:
+        """Give a claim back without a verdict.
+
+        Args:
+            error: why it could not be judged. The attempt then counts, and the last one of
+                ``settings.judge_max_attempts`` ends as ``cannot_evaluate``, with this as the
+                rationale. Without it the attempt does not count.
+            delay: until it may be claimed again; with an error ``settings.judge_retry_delay`` when
+                absent.
+
+        Raises:
+            ClaimLost: the token is not the current one.
+        """
+        row = {
+            "tenant_id": tenant_id,
+            "id": id,
+            "judge": judge,
+            "judge_version": judge_version,
+            "lease_token": lease_token,
+            "error": error,
+            "delay": delay,
+        }
+        return self._submit(_routines.RELEASE_JUDGEMENT, _compact(row), conn)
+
+    def record_verdict(
+        self,
+        *,
+        tenant_id: str,
+        id: Id,
+        judge: str,
+        judge_version: str,
+        score: float | None = None,
+        label: str | None = None,
+        rationale: str | None = None,
+        lease_token: Id | None = None,
+        reward_source: types.RewardSource = "judge",
+        judge_model: str | None = None,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+        cost_usd: Money | None = None,
+        conn: Conn | None = None,
+    ) -> types.RecordedVerdict:
+        """Record what a judge, or a human, says of a decision, and bring its reward up to date.
+
+        Args:
+            tenant_id: whose decision it is.
+            id: the decision.
+            judge: who judges.
+            judge_version: in which version; each has one verdict on a decision, for good.
+            score: 0 (wrong) to 1 (right); None, with a label, or -1 says that it cannot be
+                evaluated, which is kept and counts for nothing.
+            label: a word of the judge's own, such as ``correct``.
+            rationale: why.
+            lease_token: of the claim; absent for humans and imports, who claim nothing.
+            reward_source: ``judge`` or ``human``.
+            judge_model: the model that judged.
+            input_tokens: of judging: tokens read.
+            output_tokens: tokens written.
+            cost_usd: US dollars.
+            conn: a connection of the caller's, which is not committed.
+
+        Raises:
+            ClaimLost: the claim was given away, or, without a token, another holds one.
+            VerdictDiffers: this version has given another verdict.
+            NotJudgeable: the decision did not succeed, or is not closed.
+            DecisionNotFound: no such decision of this tenant.
+        """
+        row = {
+            "tenant_id": tenant_id,
+            "id": id,
+            "judge": judge,
+            "judge_version": judge_version,
+            "score": score,
+            "label": label,
+            "rationale": rationale,
+            "lease_token": lease_token,
+            "reward_source": reward_source,
+            "judge_model": judge_model,
+            "input_tokens": input_tokens,
+            "output_tokens": output_tokens,
+            "cost_usd": cost_usd,
+        }
+        return self._submit(_routines.RECORD_VERDICT, _compact(row), conn)
+
+    def withdraw_verdicts(
+        self,
+        *,
+        judge: str,
+        judge_version: str,
+        reason: str,
+        tenant_id: str | None = None,
+        model_slug: str | None = None,
+        from_: date | None = None,
+        to: date | None = None,
+        conn: Conn | None = None,
+    ) -> list[types.Withdrawal]:
+        """Take the verdicts of a judge version out of all rewards; they are kept, and marked.
+
+        Args:
+            judge: whose verdicts.
+            judge_version: of which version.
+            reason: kept with the withdrawal.
+            tenant_id: of one tenant; of all, one result each, when absent.
+            model_slug: only those on this model.
+            from_: only those on decisions of this day (UTC) or later.
+            to: only those on decisions before this day.
+            conn: a connection of the caller's, which is not committed.
+        """
+        params = {
+            "tenant_id": tenant_id,
+            "judge": judge,
+            "judge_version": judge_version,
+            "reason": reason,
+            "model_slug": model_slug,
+            "from": from_,
+            "to": to,
+        }
+        records = self._query(_calls.WITHDRAW_VERDICTS, params, conn)
+        return [types.Withdrawal(*r) for r in records]
+
+    def reinstate_verdicts(
+        self, *, tenant_id: str, withdrawal_id: Id, conn: Conn | None = None
+    ) -> types.Withdrawal:
+        """Count verdicts again that were withdrawn.
+
+        Raises:
+            WithdrawalNotFound: this tenant has no such withdrawal.
+        """
+        params = {"tenant_id": tenant_id, "withdrawal_id": withdrawal_id}
+        return types.Withdrawal(*(self._query(_calls.REINSTATE_VERDICTS, params, conn))[0])
+
+    # -- the corpus --
+
+    def export_corpus(
+        self,
+        *,
+        tenant_id: str,
+        from_: date | None = None,
+        to: date | None = None,
+        traffic_class: Sequence[TrafficClass] = ("production",),
+        mix_synthetic: bool = False,
+        reward_source: Sequence[types.RewardSource] | None = None,
+        task_type: str | None = None,
+        payloads: bool = False,
+        after: Id | None = None,
+        page: int = 10_000,
+        conn: Conn | None = None,
+    ) -> Iterator[list[types.CorpusRow]]:
+        """Labelled decisions in order of their ids, in pages; see ``docs/how-to/corpus.md``.
+
+            for page in ledger.export_corpus(tenant_id="acme"):
+                ...
+
+        Each page is read in a transaction of its own, so later pages may show later verdicts. For
+        one state of the ledger give a `conn` in a transaction under REPEATABLE READ, as
+        `routeledger.corpus` does.
+
+        Args:
+            tenant_id: whose decisions.
+            from_: only those of this day (UTC) and later.
+            to: only those before this day.
+            traffic_class: of these classes.
+            mix_synthetic: allow ``synthetic`` or ``replay`` beside ``production`` or ``shadow``.
+            reward_source: only rewards from ``judge`` or from ``human``; both when absent.
+            task_type: only of this type.
+            payloads: with requests, responses and rationales.
+            after: go on after this id.
+            page: rows of a page, at most 100,000.
+            conn: a connection of the caller's, which is not committed.
+        """
+        params = {
+            "tenant_id": tenant_id,
+            "from": from_,
+            "to": to,
+            "traffic_class": list(traffic_class),
+            "mix_synthetic": mix_synthetic,
+            "reward_source": None if reward_source is None else list(reward_source),
+            "task_type": task_type,
+            "payloads": payloads,
+            "after": after,
+            "limit": page,
+        }
+        while records := self._query(_calls.EXPORT_CORPUS, params, conn):
+            rows = [types.CorpusRow(*r) for r in records]
+            yield rows
+            params["after"] = rows[-1].id
+
+    def corpus_manifest(
+        self,
+        *,
+        tenant_id: str,
+        from_: date | None = None,
+        to: date | None = None,
+        traffic_class: Sequence[TrafficClass] = ("production",),
+        mix_synthetic: bool = False,
+        reward_source: Sequence[types.RewardSource] | None = None,
+        task_type: str | None = None,
+        conn: Conn | None = None,
+    ) -> types.CorpusManifest:
+        """Count what `export_corpus` returns by these filters, and what they leave out.
+
+        Raises:
+            EmptyCorpus: nothing; ``detail`` says what was left out and why.
+        """
+        params = {
+            "tenant_id": tenant_id,
+            "from": from_,
+            "to": to,
+            "traffic_class": list(traffic_class),
+            "mix_synthetic": mix_synthetic,
+            "reward_source": None if reward_source is None else list(reward_source),
+            "task_type": task_type,
+        }
+        return types.CorpusManifest(*(self._query(_calls.CORPUS_MANIFEST, params, conn))[0])
+
+    def estimate_policy(
+        self,
+        *,
+        tenant_id: str,
+        policy: str = "default",
+        overrides: Mapping[str, Any] | None = None,
+        from_: date | None = None,
+        to: date | None = None,
+        limit: int = 10_000,
+        all_models: bool = False,
+        confidence: float = 0.95,
+        max_weight: float | None = None,
+        conn: Conn | None = None,
+    ) -> list[types.PolicyEstimate]:
+        """Say what quality and cost another policy would have had on decisions of the past; see
+        ``docs/how-to/off-policy.md``.
+
+        Args:
+            tenant_id: whose decisions.
+            policy: the other policy, or ``name@version``.
+            overrides: rules of it with other values.
+            from_: only decisions of this day (UTC) and later.
+            to: only those before this day.
+            limit: at most so many.
+            all_models: it may choose among all enrolled models, not only the candidates there were.
+            confidence: of the intervals, 0.5 to 0.999.
+            max_weight: cut weights at this one; none is cut when absent.
+            conn: a connection of the caller's, which is not committed.
+
+        Raises:
+            PolicyNotFound: there is no such policy.
+        """
+        params = {
+            "tenant_id": tenant_id,
+            "policy": policy,
+            "overrides": _codec.dumps(overrides or {}),
+            "from": from_,
+            "to": to,
+            "limit": limit,
+            "all_models": all_models,
+            "confidence": confidence,
+            "max_weight": max_weight,
+        }
+        records = self._query(_calls.ESTIMATE_POLICY, params, conn)
+        return [types.PolicyEstimate(*r) for r in records]
+
     # -- many at once --
 
     def insert_decisions(
@@ -851,6 +1195,24 @@ class Ledger:
     ) -> list[RowResult[types.StoredPayload]]:
         """`record_payload` for many; see `insert_decisions`."""
         return self._many(_routines.RECORD_PAYLOAD, list(rows), conn)
+
+    def renew_judgements(
+        self, rows: Iterable[Row], *, conn: Conn | None = None
+    ) -> list[RowResult[types.JudgementLease]]:
+        """`renew_judgement` for many; see `insert_decisions`."""
+        return self._many(_routines.RENEW_JUDGEMENT, list(rows), conn)
+
+    def release_judgements(
+        self, rows: Iterable[Row], *, conn: Conn | None = None
+    ) -> list[RowResult[types.ReleasedJudgement]]:
+        """`release_judgement` for many; see `insert_decisions`."""
+        return self._many(_routines.RELEASE_JUDGEMENT, list(rows), conn)
+
+    def record_verdicts(
+        self, rows: Iterable[Row], *, conn: Conn | None = None
+    ) -> list[RowResult[types.RecordedVerdict]]:
+        """`record_verdict` for many; see `insert_decisions`."""
+        return self._many(_routines.RECORD_VERDICT, list(rows), conn)
 
     def import_models(
         self, rows: Iterable[Row], *, conn: Conn | None = None
@@ -1497,6 +1859,71 @@ class Ledger:
         params = {"tenant_id": tenant_id, "since": since, "limit": limit}
         records = self._query(_calls.RECONCILIATION, params, conn)
         return [types.ReconciliationRow(*r) for r in records]
+
+    def verdicts(
+        self,
+        *,
+        tenant_id: str | None = None,
+        id: Id | None = None,
+        judge: str | None = None,
+        judge_version: str | None = None,
+        limit: int = 100,
+        conn: Conn | None = None,
+    ) -> list[types.VerdictRow]:
+        """Lines of the view ``verdicts``, those on the newest decisions first."""
+        params = {
+            "tenant_id": tenant_id,
+            "id": id,
+            "judge": judge,
+            "judge_version": judge_version,
+            "limit": limit,
+        }
+        return [types.VerdictRow(*r) for r in self._query(_calls.VERDICTS, params, conn)]
+
+    def judge_findings(
+        self, *, tenant_id: str | None = None, limit: int = 1000, conn: Conn | None = None
+    ) -> list[types.JudgeFinding]:
+        """Lines of the view ``judge_findings``: none is good."""
+        params = {"tenant_id": tenant_id, "limit": limit}
+        records = self._query(_calls.JUDGE_FINDINGS, params, conn)
+        return [types.JudgeFinding(*r) for r in records]
+
+    def judge_agreement(
+        self, *, tenant_id: str | None = None, limit: int = 1000, conn: Conn | None = None
+    ) -> list[types.JudgeAgreement]:
+        """Lines of the view ``judge_agreement``: each two judge versions with decisions in common."""
+        params = {"tenant_id": tenant_id, "limit": limit}
+        records = self._query(_calls.JUDGE_AGREEMENT, params, conn)
+        return [types.JudgeAgreement(*r) for r in records]
+
+    def judge_drift(
+        self,
+        *,
+        tenant_id: str | None = None,
+        since: date | None = None,
+        limit: int = 10_000,
+        conn: Conn | None = None,
+    ) -> list[types.JudgeDrift]:
+        """Lines of the view ``judge_drift``, a day of a judge version each, oldest first."""
+        params = {"tenant_id": tenant_id, "since": since, "limit": limit}
+        records = self._query(_calls.JUDGE_DRIFT, params, conn)
+        return [types.JudgeDrift(*r) for r in records]
+
+    def judge_queue(
+        self, *, tenant_id: str | None = None, limit: int = 1000, conn: Conn | None = None
+    ) -> list[types.JudgeQueue]:
+        """Lines of the view ``judge_queue``: what waits, for each judge version."""
+        params = {"tenant_id": tenant_id, "limit": limit}
+        records = self._query(_calls.JUDGE_QUEUE, params, conn)
+        return [types.JudgeQueue(*r) for r in records]
+
+    def verdict_withdrawals(
+        self, *, tenant_id: str | None = None, limit: int = 1000, conn: Conn | None = None
+    ) -> list[types.VerdictWithdrawal]:
+        """Lines of the view ``verdict_withdrawals``, newest first."""
+        params = {"tenant_id": tenant_id, "limit": limit}
+        records = self._query(_calls.VERDICT_WITHDRAWALS, params, conn)
+        return [types.VerdictWithdrawal(*r) for r in records]
 
     # -- the way there --
 

@@ -203,8 +203,9 @@ def answering(as_json: bool) -> Iterator[None]:
 def _advised(error: LedgerError) -> LedgerError:
     if error.sqlstate == "42501" and error.hint is None:
         error.hint = (
-            "To look takes routeledger_reader; to change a table's constraints or rows takes "
-            "routeledger_writer and the rights of its owner; to run the ledger, routeledger_admin."
+            "To look takes routeledger_reader; to label, routeledger_judge; to change a table's "
+            "constraints or rows takes routeledger_writer and the rights of its owner; to run the "
+            "ledger, routeledger_admin."
         )
     return error
 

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterable
 from datetime import datetime, timezone
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,8 @@ from routeledger import _terminal as terminal
 from routeledger import (
     catalog,
     cli_constraints,
+    cli_corpus,
+    cli_judge,
     cli_patterns,
     cli_repair,
     cli_replay,
@@ -91,9 +94,11 @@ app = typer.Typer(
 models_app = typer.Typer(no_args_is_help=True, help="The catalog: models and their dated prices.")
 spool_app = typer.Typer(no_args_is_help=True, help="Writes kept while the database was down.")
 app.add_typer(models_app, name="models")
+app.add_typer(cli_judge.app, name="judge")
 app.add_typer(cli_patterns.app, name="patterns")
 app.add_typer(cli_constraints.app, name="constraints")
 app.add_typer(cli_repair.app, name="repair")
+app.add_typer(cli_corpus.app, name="corpus")
 app.command("replay")(cli_replay.replay_command)
 app.command("rank")(cli_routing.rank_command)
 app.command("route")(cli_routing.route_command)
@@ -429,6 +434,13 @@ def maintain_command(
                 terminal.out().print(f"{action['action']} {escape(str(action['object']))}")
 
 
+class LearnPriors(str, Enum):
+    """What the first guess at a model's quality comes from."""
+
+    PRICE = "price"
+    BENCHMARK = "benchmark"
+
+
 @app.command("demo")
 def demo_command(
     dsn: Annotated[
@@ -452,6 +464,28 @@ def demo_command(
         int | None,
         typer.Option("--requests", min=1, help="How many to replay.", show_default=False),
     ] = None,
+    learn: Annotated[
+        bool,
+        typer.Option(
+            "--learn",
+            help="The loop instead: route, judge, count, and route by what was measured, through an "
+            "outage and the silent move of an alias.",
+        ),
+    ] = False,
+    days: Annotated[
+        int | None,
+        typer.Option(
+            "--days", min=8, help="With --learn: how many days; 14 otherwise.", show_default=False
+        ),
+    ] = None,
+    priors: Annotated[
+        LearnPriors | None,
+        typer.Option(
+            "--priors",
+            help="With --learn: what a model's quality is guessed from at first; price otherwise.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The report.")] = Path("report.html"),
     seed: Annotated[int, typer.Option("--seed", help="Of everything that is random.")] = 1,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the demo's database.")] = False,
@@ -464,19 +498,38 @@ def demo_command(
     `pip install 'routeledger\\[demo]'`. Writes a self-contained report.html.
     """
     with terminal.answering(as_json):
+        if learn and trace is not None:
+            terminal.fail("--learn takes no --trace", USAGE, as_json, name="usage")
+        if not learn and (days is not None or priors is not None):
+            terminal.fail("--days and --priors belong to --learn", USAGE, as_json, name="usage")
         try:
-            from routeledger.demo import run_demo
+            if learn:
+                from routeledger.demo.learn import run_learn
 
-            code = run_demo(
-                dsn,
-                trace=trace,
-                requests=requests,
-                out=out,
-                seed=seed,
-                keep=keep,
-                json=as_json,
-                quiet=quiet,
-            )
+                code = run_learn(
+                    dsn,
+                    days=days,
+                    requests=requests,
+                    priors=(priors or LearnPriors.PRICE).value,
+                    out=out,
+                    seed=seed,
+                    keep=keep,
+                    json=as_json,
+                    quiet=quiet,
+                )
+            else:
+                from routeledger.demo import run_demo
+
+                code = run_demo(
+                    dsn,
+                    trace=trace,
+                    requests=requests,
+                    out=out,
+                    seed=seed,
+                    keep=keep,
+                    json=as_json,
+                    quiet=quiet,
+                )
         except ModuleNotFoundError as exc:
             if (exc.name or "").split(".")[0] == "routeledger":
                 raise

@@ -30,7 +30,14 @@ from routeledger.replay.matrix import (
     merged,
     without,
 )
-from routeledger.replay.report import signed, write_report
+from routeledger.replay.report import (
+    COLUMNS,
+    estimate_rows,
+    left_out,
+    mean_weight,
+    signed,
+    write_report,
+)
 from routeledger.replay.scratch import scratch_database
 from routeledger.replay.study import RULES, Study, replay_matrix
 
@@ -93,6 +100,16 @@ def replay_command(
             help="All enrolled models are candidates, not those stored with a decision.",
         ),
     ] = False,
+    max_weight: Annotated[
+        float | None,
+        typer.Option(
+            "--max-weight",
+            min=1,
+            max=1e9,
+            help="Of a ledger: cut the weights of the off-policy estimates down to this.",
+            show_default=False,
+        ),
+    ] = None,
     splits: Annotated[
         int, typer.Option("--splits", min=1, max=100, help="Of a matrix: how often it is halved.")
     ] = 10,
@@ -135,7 +152,8 @@ def replay_command(
 
     With --tenant over your own ledger: each decision of the window is
     ranked anew, with what was known the day before, and judged by its own
-    reward or by what was measured later. Reads only.
+    reward or by what was measured later. Below that, what the decisions tell
+    by their propensities: off-policy estimates with 95 % intervals. Reads only.
 
     With --data over a matrix, where every model answered every prompt: each
     policy learns on one half and is tried on the other; without --policy a
@@ -170,6 +188,7 @@ def replay_command(
                         end=end.date() if end else None,
                         limit=limit,
                         all_models=all_models,
+                        max_weight=max_weight,
                         seed=seed,
                     )
             else:
@@ -273,6 +292,14 @@ def _show_ledger(replay: LedgerReplay) -> None:
             out.print(
                 f"{plural(c.without_candidates, 'decision')} without candidates stored: try --all-models"
             )
+    for title, estimates in replay.estimates.items():
+        out.print(f"\n{escape(title)}, by the propensities: {left_out(estimates)}")
+        if any(e.n for e in estimates):
+            table = terminal.table("estimate", *COLUMNS, right=COLUMNS)
+            for row in estimate_rows(estimates):
+                table.add_row(*row)
+            out.print(table)
+            out.print(mean_weight(estimates))
 
 
 def _table(lines: Sequence[Line], baselines: Sequence[str]) -> None:

@@ -29,6 +29,7 @@ CLOCK_FAIL_SECONDS = 60.0
 SLOWEST_SECONDS = 60
 EXPIRED_GRACE = "1 minute"
 PARTITION_WARN_DAYS = 1.0
+FINDING_DAYS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +287,29 @@ def _prices(conn: psycopg.Connection[Any]) -> Check:
     return Check("prices", "ok", finding)
 
 
+def _judges(conn: psycopg.Connection[Any]) -> Check:
+    found = conn.execute(
+        """
+        select f.kind, f.judge, f.judge_version, f.model_slug, f.tenant_id, f.n
+        from routeledger.judge_findings f
+        where f.last_at > routeledger.clock() - make_interval(days => %s)
+        order by f.n desc, f.tenant_id, f.judge, f.judge_version, f.model_slug
+        """,
+        (FINDING_DAYS,),
+    ).fetchall()
+    if not found:
+        return Check("judges", "ok", f"none is conspicuous in the last {FINDING_DAYS} days")
+    kind, judge, version, model, tenant, n = found[0]
+    said = f"nothing but 0, {n} times in a row" if kind == "mono_zero" else f"no score {n} times"
+    return Check(
+        "judges",
+        "warn",
+        f"{len(found)} findings, such as {judge} {version} on {model} for {tenant}: {said}",
+        "Run `routeledger judge findings` and look at an example. `routeledger judge withdraw` "
+        "takes the verdicts of a judge that is wrong out of all rewards; the next roll-up follows.",
+    )
+
+
 def _constraints(conn: psycopg.Connection[Any]) -> Check:
     states = conn.execute(
         "select origin, state, target, name from routeledger.constraint_states()"
@@ -434,4 +458,5 @@ _CHECKS: dict[str, Callable[[psycopg.Connection[Any]], Check]] = {
     "orphans": _orphans,
     "reconciliation": _reconciliation,
     "prices": _prices,
+    "judges": _judges,
 }

@@ -33,12 +33,14 @@ __all__ = [
     "BudgetNotFound",
     "ChangeNotFound",
     "ChangedSince",
+    "ClaimLost",
     "Conflict",
     "ConstraintRefused",
     "CountsDisagree",
     "DecisionClosed",
     "DecisionNotFound",
     "DeclarationNotFound",
+    "EmptyCorpus",
     "IdOutsideWindow",
     "IdReused",
     "ImagesDropped",
@@ -61,6 +63,7 @@ __all__ = [
     "NotFound",
     "NotInVocabulary",
     "NotInstalled",
+    "NotJudgeable",
     "NotUuidV7",
     "OtherVersionInstalled",
     "OutOfRange",
@@ -83,6 +86,8 @@ __all__ = [
     "UnsuitablePredicate",
     "UnsuitableTable",
     "UnsuitableTarget",
+    "VerdictDiffers",
+    "WithdrawalNotFound",
     "from_code",
     "translate",
 ]
@@ -392,6 +397,18 @@ class BudgetNotFound(NotFound):
     code, default_name = "RL210", "budget_not_found"
 
 
+class WithdrawalNotFound(NotFound):
+    """There is no such withdrawal of verdicts."""
+
+    code, default_name = "RL211", "withdrawal_not_found"
+
+
+class EmptyCorpus(NotFound):
+    """No labelled outcome passes the filters; ``detail`` counts what each of them left out."""
+
+    code, default_name = "RL212", "empty_corpus"
+
+
 class IdReused(Conflict):
     """The id already stands for a different payload."""
 
@@ -470,10 +487,30 @@ class CountsDisagree(Conflict):
     code, default_name = "RL313", "counts_disagree"
 
 
+class VerdictDiffers(Conflict):
+    """This judge version has given another verdict on the outcome, and a verdict is never
+    overwritten."""
+
+    code, default_name = "RL314", "verdict_differs"
+
+
+class NotJudgeable(Conflict):
+    """The outcome did not succeed, or is not closed and linked."""
+
+    code, default_name = "RL315", "not_judgeable"
+
+
 class LeaseLost(LeaseError):  # noqa: N818
     """The reaper has closed the decision: its lease had run out."""
 
     code, default_name = "RL401", "lease_lost"
+
+
+class ClaimLost(LeaseError):  # noqa: N818
+    """The claim is somebody else's now, or nobody's: it ran out and was given away, was released,
+    or has been answered."""
+
+    code, default_name = "RL402", "claim_lost"
 
 
 class BatchTooLarge(LimitExceeded):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Generic, Literal, TypeVar
 from uuid import UUID
@@ -21,6 +21,8 @@ __all__ = [
     "Completion",
     "ConstraintKind",
     "ConstraintState",
+    "CorpusManifest",
+    "CorpusRow",
     "CostSource",
     "Decision",
     "DecisionOutcome",
@@ -30,6 +32,13 @@ __all__ = [
     "EnsureResult",
     "ImportedModel",
     "InFlightRow",
+    "JudgeAgreement",
+    "JudgeDrift",
+    "JudgeFinding",
+    "JudgeQueue",
+    "JudgeStatus",
+    "Judgement",
+    "JudgementLease",
     "Lease",
     "MaintainAction",
     "NextStep",
@@ -37,14 +46,18 @@ __all__ = [
     "OrphanRow",
     "OutcomeStatus",
     "PlannedConstraint",
+    "PolicyEstimate",
     "PolicyVersion",
     "Ranked",
     "Reaped",
     "ReconciliationRow",
     "RecordedOutcome",
+    "RecordedVerdict",
     "Refusal",
+    "ReleasedJudgement",
     "RepairRow",
     "RetryPolicy",
+    "RewardSource",
     "Routed",
     "RowResult",
     "RowStatus",
@@ -53,11 +66,16 @@ __all__ = [
     "UndoneRepair",
     "UpsertProgress",
     "UpsertResult",
+    "VerdictRow",
+    "VerdictWithdrawal",
+    "Withdrawal",
 ]
 
 OutcomeStatus = Literal["succeeded", "failed", "rejected", "abandoned"]
 Action = Literal["retry", "failover", "hold", "give_up"]
 CostSource = Literal["caller", "catalog", "unpriced", "no_usage"]
+JudgeStatus = Literal["unlabeled", "claimed", "labeled", "cannot_evaluate"]
+RewardSource = Literal["judge", "human"]
 RowStatus = Literal["accepted", "replayed", "refused"]
 EnsureOutcome = Literal["unchanged", "created", "replaced", "validated", "pending", "refused"]
 ConstraintKind = Literal["check", "not_null", "unique"]
@@ -262,6 +280,305 @@ class StoredPayload:
     id: UUID
     attempt_id: UUID
     created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A decision that this judge has claimed: what was asked, what was answered, and what it took.
+
+    `id` is the decision's; `lease_token` belongs to the answer, until `lease_expires_at` and after
+    it until somebody else takes the claim. `attempt_no` counts the claims of this judge version,
+    from 1. `request` and `response` are None where no payload was recorded, or none was asked for.
+    """
+
+    tenant_id: str
+    id: UUID
+    lease_token: UUID
+    attempt_no: int
+    lease_expires_at: datetime
+    inference_id: UUID
+    agent_id: str | None
+    task_type: str | None
+    model_slug: str
+    provider: str | None
+    input_tokens: int | None
+    output_tokens: int | None
+    cost_usd: Decimal | None
+    latency_ms: float | None
+    event_at: datetime | None
+    traffic_class: str
+    metadata: dict[str, Any] | None
+    request: Any
+    response: Any
+
+
+@dataclass(frozen=True, slots=True)
+class JudgementLease:
+    """The time until which nobody else is given a claimed decision."""
+
+    id: UUID
+    lease_expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasedJudgement:
+    """A claim was given back. It is to be had again at `available_at`, which is None where the last
+    attempt was used up."""
+
+    id: UUID
+    judge_status: JudgeStatus
+    available_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedVerdict:
+    """A verdict is in the ledger. `reward` is the mean of all usable ones on the decision, 0 to 1,
+    and `reward_source` ``human`` where a human's is among them, ``withdrawn`` where all were."""
+
+    id: UUID
+    usable: bool
+    reward: float | None
+    reward_source: Literal["judge", "human", "withdrawn"] | None
+    judge_status: JudgeStatus
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawal:
+    """Verdicts of one tenant that were withdrawn or reinstated together, one a decision, and how
+    many of these decisions have no reward left."""
+
+    tenant_id: str
+    withdrawal_id: UUID
+    verdicts: int
+    unlabeled: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictRow:
+    """A line of the view ``verdicts``. It counts where it is `usable` and not withdrawn."""
+
+    tenant_id: str
+    outcome_id: UUID
+    judge: str
+    judge_version: str
+    inference_id: UUID
+    model_slug: str
+    task_type: str | None
+    score: float | None
+    usable: bool
+    label: str | None
+    rationale: str | None
+    reward_source: RewardSource
+    attempt_no: int | None
+    judge_model: str | None
+    input_tokens: int | None
+    output_tokens: int | None
+    cost_usd: Decimal | None
+    recorded_at: datetime
+    withdrawal_id: UUID | None
+    withdrawn_at: datetime | None
+    counts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeFinding:
+    """A line of the view ``judge_findings``: a judge version that should not be believed on a model
+    as it stands. `n` verdicts since `since` say so; `detail` has what others say, and an example."""
+
+    tenant_id: str
+    kind: Literal["mono_zero", "mostly_unusable"]
+    judge: str
+    judge_version: str
+    model_slug: str
+    n: int
+    since: datetime
+    last_at: datetime
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeAgreement:
+    """A line of the view ``judge_agreement``: two judge versions on the `n` decisions that both
+    have judged.
+
+    `equal_scores` and `agreement` are shares, the latter of those where both are on the same side
+    of 0.5, of which `kappa` is Cohen's; `label_agreement` and `label_kappa` are of the `label_n`
+    where both gave a label.
+    """
+
+    tenant_id: str
+    judge_a: str
+    version_a: str
+    judge_b: str
+    version_b: str
+    n: int
+    equal_scores: float
+    mean_a: float
+    mean_b: float
+    agreement: float
+    kappa: float | None
+    label_n: int
+    label_agreement: float | None
+    label_kappa: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeDrift:
+    """A line of the view ``judge_drift``: what a judge version said on a day (UTC), beside the
+    seven days before; `z` is the change in standard errors."""
+
+    tenant_id: str
+    judge: str
+    judge_version: str
+    day: date
+    n: int
+    unusable_n: int
+    mean_score: float | None
+    sd: float | None
+    before_n: int
+    before_mean: float | None
+    change: float | None
+    z: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeQueue:
+    """A line of the view ``judge_queue``: what waits for a judge version, or, with `judge` None, for
+    whichever comes first. `ready` is what a claim could get now."""
+
+    tenant_id: str
+    judge: str | None
+    judge_version: str | None
+    ready: int
+    unlabeled: int
+    delayed: int
+    claimed: int
+    expired: int
+    oldest_at: datetime | None
+    searched_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusRow:
+    """A labelled decision, the attempt that answered it, and the verdicts on it.
+
+    What follows from `attempt_no` to `ttft_ms` is about that attempt; `attempts` counts all.
+    `reward` is the mean of `verdict_n` scores. `request`, `response` and the rationales of
+    `verdicts` are there where payloads were asked for.
+    """
+
+    tenant_id: str
+    id: UUID
+    agent_id: str | None
+    task_type: str | None
+    traffic_class: str
+    decision_rule: str
+    policy_version: str | None
+    ruleset_hash: str | None
+    min_quality: float | None
+    propensity: float | None
+    candidates: list[Any]
+    metadata: dict[str, Any] | None
+    event_at: datetime | None
+    completed_at: datetime
+    attempts: int
+    inference_id: UUID
+    attempt_no: int
+    model_slug: str
+    provider: str | None
+    response_model: str | None
+    input_tokens: int | None
+    output_tokens: int | None
+    cache_read_input_tokens: int | None
+    cache_creation_input_tokens: int | None
+    reasoning_output_tokens: int | None
+    cost_usd: Decimal | None
+    cost_source: CostSource | None
+    cost_flag: str | None
+    latency_ms: float | None
+    ttft_ms: float | None
+    reward: float
+    reward_source: RewardSource
+    verdict_n: int
+    verdicts: list[dict[str, Any]]
+    request: Any
+    response: Any
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusManifest:
+    """What a corpus holds, and by which filters. `models` and the like count its rows by value,
+    and `left_out` the decisions in the window that are none, by the reason."""
+
+    tenant_id: str
+    from_day: date | None
+    to_day: date | None
+    traffic_class: list[str]
+    mix_synthetic: bool
+    reward_source: list[str] | None
+    task_type: str | None
+    outcomes: int
+    first_id: UUID
+    last_id: UUID
+    verdicts: int
+    mean_reward: float
+    cost_usd: Decimal | None
+    input_tokens: int | None
+    output_tokens: int | None
+    models: dict[str, int]
+    task_types: dict[str, int]
+    traffic_classes: dict[str, int]
+    reward_sources: dict[str, int]
+    judges: list[dict[str, Any]]
+    left_out: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyEstimate:
+    """What one estimator says of one measure under another policy, with an interval from `low` to
+    `high`. `n` decisions count, `matched` of them went where the policy would have sent them, and
+    they weigh as much as `effective_n`; the last counts say why others were left out."""
+
+    estimator: Literal["as_it_was", "direct", "ips", "snips", "doubly_robust"]
+    measure: Literal["quality", "cost_usd"]
+    value: float | None
+    standard_error: float | None
+    low: float | None
+    high: float | None
+    decisions: int
+    n: int
+    answered: int
+    matched: int
+    effective_n: float | None
+    mean_weight: float | None
+    largest_weight: float | None
+    no_candidates: int
+    no_propensity: int
+    no_chance: int
+    unmeasured: int
+    ruleset_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictWithdrawal:
+    """A line of the view ``verdict_withdrawals``: what was withdrawn, by whom, and why. `from_day`
+    and `to_day` (exclusive) are days of the decisions in UTC."""
+
+    tenant_id: str
+    withdrawal_id: UUID
+    judge: str
+    judge_version: str
+    model_slug: str | None
+    from_day: date | None
+    to_day: date | None
+    reason: str
+    verdicts: int
+    unlabeled: int
+    withdrawn_by: str
+    withdrawn_at: datetime
+    reinstated_by: str | None
+    reinstated_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from time import perf_counter
+from typing import Protocol
 from uuid import UUID
 
 import psycopg
@@ -113,8 +114,14 @@ class Database:
     prefix: str
 
 
+class Steps(Protocol):
+    """What shows that something is done, and keeps how long it took since ``began``."""
+
+    def step(self, name: str, text: str, began: float) -> None: ...
+
+
 @contextmanager
-def open_database(dsn: str | None, demo: Demo, *, keep: bool) -> Iterator[Database]:
+def open_database(dsn: str | None, demo: Steps, *, keep: bool) -> Iterator[Database]:
     """The given database, or one of the demo's own on a private server, with routeledger in it."""
     tag = secrets.token_hex(3)
     began = perf_counter()
@@ -143,7 +150,7 @@ def open_database(dsn: str | None, demo: Demo, *, keep: bool) -> Iterator[Databa
                     conn.execute(drop)
 
 
-def _install(dsn: str, demo: Demo) -> None:
+def _install(dsn: str, demo: Steps) -> None:
     began = perf_counter()
     if install.plan(dsn).action == "nothing":
         demo.step("install", f"routeledger {__version__} is there already", began)

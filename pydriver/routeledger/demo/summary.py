@@ -256,7 +256,7 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """The summary as JSON types, without the histograms' bins."""
-        document: dict[str, Any] = _plain(dataclasses.asdict(self))
+        document: dict[str, Any] = plain(dataclasses.asdict(self))
         document["ok"] = self.ok
         document["reconciliation_agrees"] = self.agrees
         for latency in document["latencies"]:
@@ -296,11 +296,12 @@ def find_problems(
     return tuple(problems)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A document with times as text, numbers as floats to six places, and tuples as lists."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, datetime | date):
         return value.isoformat()
     if isinstance(value, Decimal):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from json import dumps
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -37,8 +38,8 @@ class Screen:
         if self._steps.width > WIDTH:
             self._steps.width = WIDTH
 
-    def title(self, version: str) -> None:
-        self._steps.print(f"\n[bold]routeledger {escape(version)}[/]  [dim]demo[/]\n")
+    def title(self, version: str, name: str = "demo") -> None:
+        self._steps.print(f"\n[bold]routeledger {escape(version)}[/]  [dim]{name}[/]\n")
 
     def step(self, name: str, text: str, took_s: float | None = None, *, mark: str = "ok") -> None:
         """One line for something done: a mark, a name, what it was, how long it took."""
@@ -53,10 +54,17 @@ class Screen:
         self._steps.print(Padding(line, (0, 2)))
 
     @contextmanager
-    def progress(self, total: int, counts: Counter[str]) -> Iterator[None]:
-        """A bar that follows ``counts`` while the block runs."""
+    def progress(
+        self,
+        total: int,
+        counts: Counter[str],
+        name: str = "replay",
+        live: Callable[[Counter[str]], str] | None = None,
+    ) -> Iterator[None]:
+        """A bar that follows ``counts["requests"]`` while the block runs, and what ``live`` says of them."""
+        live = live or _live
         bar = Progress(
-            TextColumn("  [cyan]▸[/] [bold]replay    [/]"),
+            TextColumn(f"  [cyan]▸[/] [bold]{name:<10}[/]"),
             BarColumn(bar_width=14, complete_style="cyan", finished_style="green"),
             MofNCompleteColumn(),
             TextColumn("[dim]{task.fields[text]}[/]", table_column=Column(no_wrap=True)),
@@ -70,7 +78,7 @@ class Screen:
 
         def follow() -> None:
             while not stop.wait(0.15):
-                text = _live(counts)
+                text = live(counts)
                 bar.update(task, completed=counts["requests"], text=text)
 
         with bar:
@@ -87,13 +95,22 @@ class Screen:
 
     def show(self, summary: Summary, report: Path) -> None:
         """The summary: tables for people, or one JSON document."""
+        self.finish(summary.to_json(), summary_view(summary, report), report, summary.problems)
+
+    def finish(
+        self,
+        document: dict[str, Any],
+        view: RenderableType,
+        report: Path,
+        problems: Sequence[str],
+    ) -> None:
+        """The view for people, or one JSON document; where neither shows the problems, these."""
         if self._json:
-            document = summary.to_json() | {"report": str(report)}
-            sys.stdout.write(dumps(document, indent=2) + "\n")
-        if not self._json:
-            self._steps.print(summary_view(summary, report))
-        if not summary.ok and (self._quiet or self._json):
-            for problem in summary.problems:
+            sys.stdout.write(dumps(document | {"report": str(report)}, indent=2) + "\n")
+        else:
+            self._steps.print(view)
+        if self._quiet or self._json:
+            for problem in problems:
                 self.error(problem)
 
 

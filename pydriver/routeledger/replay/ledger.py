@@ -2,6 +2,9 @@
 
 ``routeledger.replay_policy`` ranks every decision anew and judges the choice; this adds up, and says
 how sure the sums are. Requests for which something is not known count in no sum, and are counted.
+
+Beside it ``routeledger.estimate_policy`` says what the decisions themselves tell, by the propensities
+stored with them: off-policy estimates, which do not take it that a model does equally well everywhere.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import date
 from typing import Any
 
@@ -24,6 +27,13 @@ _REPLAY = """
 select * from routeledger.replay_policy(
   p_tenant_id => %(tenant)s, p_policy => %(policy)s, p_overrides => %(rules)s::jsonb,
   p_from => %(from)s::date, p_to => %(to)s::date, p_limit => %(limit)s, p_all_models => %(all_models)s)
+"""
+
+_ESTIMATE = """
+select * from routeledger.estimate_policy(
+  p_tenant_id => %(tenant)s, p_policy => %(policy)s, p_overrides => %(rules)s::jsonb,
+  p_from => %(from)s::date, p_to => %(to)s::date, p_limit => %(limit)s, p_all_models => %(all_models)s,
+  p_max_weight => %(max_weight)s::double precision)
 """
 
 _Row = dict[str, Any]
@@ -47,11 +57,44 @@ class Coverage:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a policy would have been worth or have cost, by the decisions that were made.
+
+    ``estimator`` is as_it_was, direct, ips, snips or doubly_robust; ``measure`` is quality (the mean reward)
+    or cost_usd (the mean per decision). None where it cannot be said. The interval is a 95 % one.
+
+    Of ``decisions`` closed ones it is about ``n``; the last four fields say why the others are left out. For
+    ``answered`` of the n the policy chooses a model, and ``matched`` had that model chosen, with a known
+    result. ``effective_n`` equally weighing decisions would say as much; ``mean_weight`` is near 1 where the
+    propensities are right. These are None of the first two estimators.
+    """
+
+    estimator: str
+    measure: str
+    value: float | None
+    standard_error: float | None
+    low: float | None
+    high: float | None
+    decisions: int
+    n: int
+    answered: int
+    matched: int | None
+    effective_n: float | None
+    mean_weight: float | None
+    largest_weight: float | None
+    no_candidates: int
+    no_propensity: int
+    no_chance: int
+    unmeasured: int
+
+
+@dataclass(frozen=True, slots=True)
 class LedgerReplay:
     """The replay of a tenant's window of decisions; ``coverage`` is by the policies' titles.
 
     ``judged`` are the decisions whose cost and quality are known under every policy and as they were:
-    the lines, the first of which is how it was, are all made of these.
+    the lines, the first of which is how it was, are all made of these. ``estimates`` are by the policies'
+    titles, ten each: for each measure one an estimator.
     """
 
     tenant: str
@@ -63,6 +106,7 @@ class LedgerReplay:
     all_models: bool
     lines: tuple[Line, ...]
     coverage: Mapping[str, Coverage]
+    estimates: Mapping[str, tuple[Estimate, ...]]
 
 
 def replay_ledger(
@@ -74,16 +118,24 @@ def replay_ledger(
     end: date | None = None,
     limit: int = 10_000,
     all_models: bool = False,
+    max_weight: float | None = None,
     seed: int = 1,
     resamples: int = RESAMPLES,
 ) -> LedgerReplay:
     """Replay policies over the decisions of ``tenant`` from ``begin`` up to, not including, ``end`` (UTC).
 
     Reads only, and needs no more than routeledger_reader. ``limit`` decisions are drawn from the window.
+    ``max_weight`` cuts the weights of the estimates down to that.
     """
-    replayed = [
-        (policy, _ask(conn, tenant, policy, begin, end, limit, all_models)) for policy in policies
-    ]
+    window = {
+        "tenant": tenant,
+        "from": begin,
+        "to": end,
+        "limit": limit,
+        "all_models": all_models,
+        "max_weight": max_weight,
+    }
+    replayed = [(policy, _ask(conn, _REPLAY, policy, window)) for policy in policies]
     judged = [
         rows
         for rows in zip(*(rows for _, rows in replayed), strict=True)
@@ -113,31 +165,28 @@ def replay_ledger(
         all_models=all_models,
         lines=tuple(bootstrap(samples, [AS_IT_WAS], seed=seed, resamples=resamples)),
         coverage=coverage,
+        estimates={policy.title: _estimates(conn, policy, window) for policy in policies},
     )
 
 
 def _ask(
-    conn: psycopg.Connection[Any],
-    tenant: str,
-    policy: Policy,
-    begin: date | None,
-    end: date | None,
-    limit: int,
-    all_models: bool,
+    conn: psycopg.Connection[Any], query: str, policy: Policy, window: Mapping[str, Any]
 ) -> list[_Row]:
+    rules = json.dumps(dict(policy.overrides))
     with conn.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(
-            _REPLAY.encode(),
-            {
-                "tenant": tenant,
-                "policy": policy.name,
-                "rules": json.dumps(dict(policy.overrides)),
-                "from": begin,
-                "to": end,
-                "limit": limit,
-                "all_models": all_models,
-            },
+            query.encode(), {**window, "policy": policy.name, "rules": rules}
         ).fetchall()
+
+
+def _estimates(
+    conn: psycopg.Connection[Any], policy: Policy, window: Mapping[str, Any]
+) -> tuple[Estimate, ...]:
+    names = [field.name for field in fields(Estimate)]
+    return tuple(
+        Estimate(**{name: row[name] for name in names})
+        for row in _ask(conn, _ESTIMATE, policy, window)
+    )
 
 
 def _known(row: _Row, side: str) -> bool:

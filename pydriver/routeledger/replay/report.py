@@ -14,7 +14,7 @@ from typing import Any
 
 from routeledger.demo.words import money, number, percent, plural
 
-from .ledger import LedgerReplay
+from .ledger import Estimate, LedgerReplay
 from .lines import Interval, Line
 from .study import Single, Study
 
@@ -211,6 +211,83 @@ def _against(line: Line, base: str) -> str:
     )
 
 
+ESTIMATORS = {
+    "as_it_was": "as it was",
+    "direct": "direct",
+    "ips": "inverse propensity",
+    "snips": "self-normalised",
+    "doubly_robust": "doubly robust",
+}
+"""What the estimators are called where people read."""
+
+COLUMNS = ("right", "95 %", "USD per 1,000", "95 %", "decisions", "matched", "effective")
+
+
+def estimate_rows(estimates: Sequence[Estimate]) -> list[list[str]]:
+    """One row an estimator: its name, then COLUMNS; a dash where nothing can be said.
+
+    The counts are those of the quality, or of the cost where no reward is known.
+    """
+    rows = []
+    for name, words in ESTIMATORS.items():
+        mine = {e.measure: e for e in estimates if e.estimator == name}
+        quality, cost = mine["quality"], mine["cost_usd"]
+        about = quality if quality.n else cost
+        rows.append([
+            words,
+            *_valued(quality, percent, 1, lambda end: f"{end * 100:.1f}"),
+            *_valued(cost, money, 1000, money),
+            number(about.n),
+            "—" if about.matched is None else number(about.matched),
+            "—" if about.effective_n is None else number(round(about.effective_n)),
+        ])  # fmt: skip
+    return rows
+
+
+def mean_weight(estimates: Sequence[Estimate]) -> str:
+    """The mean weight in words, "" where nothing weighs."""
+    found = next((e.mean_weight for e in estimates if e.mean_weight is not None), None)
+    if found is None:
+        return ""
+    return f"mean weight {found:.2f}: near 1 where the propensities are right and enough matched"
+
+
+def _valued(
+    e: Estimate, words: Callable[[float], str], factor: float, ends: Callable[[float], str]
+) -> tuple[str, str]:
+    if e.value is None:
+        return "—", "—"
+    value = ("−" if e.value < 0 else "") + words(abs(e.value) * factor)
+    if e.low is None or e.high is None:
+        return value, "—"
+    low, high = (("−" if end < 0 else "") + ends(abs(end) * factor) for end in (e.low, e.high))
+    return value, f"{low} – {high}"
+
+
+def left_out(estimates: Sequence[Estimate]) -> str:
+    """Of how many decisions the estimates are, and why others are not among them."""
+    quality, cost = (
+        next(e for e in estimates if (e.estimator, e.measure) == ("direct", measure))
+        for measure in ("quality", "cost_usd")
+    )
+    reasons = [
+        f"{number(count)} {words}"
+        for count, words in (
+            (quality.no_candidates, "without candidates stored"),
+            (quality.no_propensity, "without a propensity"),
+            (quality.no_chance, "for which the policy's choice had no chance"),
+            (quality.unmeasured, "whose choice has fewer than two rewards on the task type"),
+            (cost.unmeasured, "whose choice has fewer than two known costs there"),
+        )
+        if count
+    ]
+    told = (
+        f"the quality of {number(quality.n)}, the cost of {number(cost.n)} of "
+        f"{plural(quality.decisions, 'decision')}"
+    )
+    return told + (f"; left out: {', '.join(reasons)}" if reasons else "")
+
+
 def signed(value: float, words: Callable[[float], str] = "{:.1f}".format) -> str:
     """A difference with its sign: ``signed(-0.25, money)`` is '−$0.250'."""
     return ("−" if value < 0 else "+") + words(abs(value))
@@ -272,6 +349,7 @@ def _ledger_body(r: LedgerReplay) -> str:
         r.lines,
         (r.lines[0].title,),
     )
+    table += "".join(_estimated(title, found) for title, found in r.estimates.items())
     facts = {
         "Costs": f"{plural(r.implausible_costs, 'recorded cost')} flagged as implausible: replaced by the "
         "catalog's",
@@ -279,3 +357,24 @@ def _ledger_body(r: LedgerReplay) -> str:
         "Not replayed": "cooldowns and budgets of the time",
     }
     return _page("What another policy would have made of it", lead, note, table, facts)
+
+
+def _estimated(title: str, estimates: Sequence[Estimate]) -> str:
+    head = "".join(f"<th>{escape(text)}</th>" for text in COLUMNS)
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+        for name, *cells in estimate_rows(estimates)
+    )
+    note = (
+        "By the propensities stored with the decisions. Direct takes it that a model does equally well"
+        " everywhere; the last three do not, and are as good as the propensities. Effective: how many"
+        f" equally weighing decisions would say as much. Estimated are {escape(left_out(estimates))}."
+    )
+    weight = mean_weight(estimates)
+    if weight:
+        note += f" The {escape(weight)}."
+    return (
+        f'<section class="card"><h2>What the decisions tell of {escape(title)}</h2>'
+        f'<p class="note">{note}</p><div class="scroll"><table style="white-space: nowrap">'
+        f"<tr><th>estimate</th>{head}</tr>{rows}</table></div></section>"
+    )
