@@ -16,7 +16,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench import coalescing, constraints, cycle, litellm_added, partitions, routing, upsert
+from bench import (
+    coalescing,
+    constraints,
+    corpus,
+    cycle,
+    judging,
+    litellm_added,
+    partitions,
+    routing,
+    upsert,
+)
 from bench.harness import Bench
 from tests.servers import Server, find_server, majors_requested
 
@@ -43,6 +53,8 @@ COMPARISONS = {
     "cycle": cycle.measure,
     "coalescing": measure_coalescing,
     "constraints": constraints.measure,
+    "corpus": corpus.measure,
+    "judging": judging.measure,
     "litellm": litellm_added.measure,
     "partitions": partitions.measure,
     "routing": routing.measure,
@@ -60,7 +72,7 @@ def main() -> int:
         "--rows",
         type=int,
         action="append",
-        help="of an upsert (10000 and 200000) or under a constraint (1000000), several times",
+        help="of an upsert (10000 and 200000), under a constraint, in a corpus or to judge (1000000)",
     )
     parser.add_argument("--major", type=int, default=majors_requested()[0])
     parser.add_argument("--json", action="store_true", help="print JSON and keep it")

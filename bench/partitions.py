@@ -23,7 +23,8 @@ begin
   for v_table in
     select c.oid::regclass from pg_class c join pg_inherits i on i.inhrelid = c.oid
     where i.inhparent in ('routeledger.routing_outcomes'::regclass,
-      'routeledger.inferences'::regclass, 'routeledger.inference_payloads'::regclass)
+      'routeledger.inferences'::regclass, 'routeledger.inference_payloads'::regclass,
+      'routeledger.judge_verdicts'::regclass)
     order by i.inhparent = 'routeledger.inferences'::regclass
   loop
     execute format('drop table %s', v_table);

@@ -43,6 +43,8 @@ class Step:
     delay: float = 0.0
     pause: float = 0.0
     cut_after: int | None = None
+    text: str | None = None
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Seen:
     stream: bool
     status: int | None = None
     ending: Ending | None = None
+    body: dict[str, Any] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -66,6 +69,8 @@ def answering(
     delay: float = 0.0,
     pause: float = 0.0,
     cut_after: int | None = None,
+    text: str | None = None,
+    **more: Any,
 ) -> Step:
     """An answer, whole or as a stream of `words` chunks.
 
@@ -77,6 +82,8 @@ def answering(
         delay: seconds before the first byte.
         pause: seconds between the chunks of a stream.
         cut_after: chunks after which the connection is closed without an end.
+        text: what a whole answer says, in place of `words` words.
+        more: of the body of a whole answer, in place of what would be there.
     """
     return Step(
         input_tokens=input_tokens,
@@ -86,6 +93,8 @@ def answering(
         delay=delay,
         pause=pause,
         cut_after=cut_after,
+        text=text,
+        more=more,
     )
 
 
@@ -186,6 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.path,
             str(body.get("model")),
             bool(body.get("stream")),
+            body=body,
             headers={k.lower(): v for k, v in self.headers.items()},
         )
         step = self.server.provider._take(seen)
@@ -232,12 +242,13 @@ class _Handler(BaseHTTPRequestHandler):
                 "usage": {"prompt_tokens": step.input_tokens, "total_tokens": step.input_tokens},
             }
         else:
-            message = {"role": "assistant", "content": _text(step.words)}
+            content = _text(step.words) if step.text is None else step.text
+            message = {"role": "assistant", "content": content}
             body = _head(seen, "chat.completion") | {
                 "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
                 "usage": _usage(step),
             }
-        self._send(200, body, {})
+        self._send(200, body | step.more, {})
         seen.ending = "answered"
 
     def _stream(self, seen: Seen, step: Step, body: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from typing import Any
 
@@ -33,6 +34,22 @@ STORED = """
 select tenant_id, model_key, task_type, day, n, success_n, cost_usd
 from routeledger.model_performance_buckets
 where from_ledger
+order by 1, 2, 3, 4
+"""
+REWARDS_NAIVE = """
+select i.tenant_id, i.model_slug, coalesce(o.task_type, '__global__'),
+  (routeledger.uuid_v7_time(o.id) at time zone 'UTC')::date,
+  count(o.reward), round(coalesce(sum(o.reward::numeric), 0), 9)
+from routeledger.routing_outcomes o
+join routeledger.inferences i on (i.tenant_id, i.outcome_id) = (o.tenant_id, o.id)
+where i.id = o.inference_id
+group by 1, 2, 3, 4
+order by 1, 2, 3, 4
+"""
+REWARDS_STORED = """
+select tenant_id, model_key, task_type, day, reward_n, round(reward_sum::numeric, 9)
+from routeledger.model_performance_buckets
+where model_key <> 'omega'
 order by 1, 2, 3, 4
 """
 VERSIONS = """
@@ -266,6 +283,173 @@ def test_what_is_committed_late_is_counted(db: Database) -> None:
         writer.commit()
         assert roll_up(conn)["updated"] == 0
         assert roll_up(conn, **{"from": utc_day(now)})["updated"] == 2
+
+
+def judge(
+    conn: psycopg.Connection[Any], outcome: dict[str, Any], name: str, score: float
+) -> dict[str, Any]:
+    return call(
+        conn,
+        "record_verdict",
+        tenant_id=outcome["tenant_id"],
+        id=outcome["id"],
+        judge=name,
+        judge_version="1",
+        score=score,
+    )
+
+
+def test_no_late_reward_is_lost(db: Database) -> None:
+    """Judges, withdrawals and incremental roll-ups, all at once, on days that no look-back reaches."""
+    now = time.time()
+    judges, rollers = 5, 3
+    rng = random.Random(SEED)
+    told = [
+        story(tenant, rng.choice(MODELS), now - rng.randrange(5, 45) * DAY)
+        for tenant in TENANTS
+        for _ in range(scaled(40))
+    ]
+    with db.connect() as conn:
+        tell(conn, told)
+        roll_up(conn)
+        assert conn.execute(STORED).fetchall() == conn.execute(NAIVE).fetchall()
+    judging = threading.Semaphore(0)
+    done = threading.Event()
+    updated: list[int] = []
+
+    def label(rng: random.Random, conn: psycopg.Connection[Any], name: str) -> None:
+        conn.autocommit = False
+        mine = list(told)
+        rng.shuffle(mine)
+        while mine:
+            # outcomes are locked in order, as every transaction that holds several has to
+            some = sorted((mine.pop() for _ in range(min(len(mine), rng.randrange(1, 4)))), key=key)
+            for outcome in some:
+                judge(conn, outcome, name, rng.choice([0, 0.25, 1]))
+            time.sleep(rng.choice([0, 0, 0.02]))
+            if rng.random() < 0.1:
+                conn.rollback()
+            else:
+                conn.commit()
+            if rng.random() < 0.1:
+                conn.execute(
+                    "select from routeledger.withdraw_verdicts(%s, %s, '1', 'a second thought')",
+                    [rng.choice(TENANTS), name],
+                )
+                conn.commit()
+
+    def key(outcome: dict[str, Any]) -> tuple[str, str]:
+        return outcome["tenant_id"], outcome["id"]
+
+    def roll(rng: random.Random, conn: psycopg.Connection[Any], n: int) -> None:
+        conn.autocommit = False
+        if n == 0:
+            conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        while not done.is_set():
+            try:
+                answer = roll_up(conn, **rng.choice([{}, {"tenant_id": rng.choice(TENANTS)}]))
+                time.sleep(rng.choice([0, 0.02]))
+                conn.commit()
+                updated.append(answer["updated"])
+            except errors.SerializationFailure:
+                conn.rollback()
+
+    def work(n: int, conn: psycopg.Connection[Any]) -> None:
+        conn.execute("set client_min_messages = error")
+        rng = random.Random(SEED + n)
+        if n >= judges:
+            return roll(rng, conn, n - judges)
+        try:
+            label(rng, conn, f"judge {n}")
+        finally:
+            judging.release()
+            if n == 0:
+                for _ in range(judges):
+                    judging.acquire()
+                done.set()
+
+    together(db, judges + rollers, work)
+    assert sum(updated) > 0
+    with db.connect() as conn:
+        roll_up(conn)
+        stored = conn.execute(REWARDS_STORED).fetchall()
+        assert stored == conn.execute(REWARDS_NAIVE).fetchall()
+        assert sum(row[4] for row in stored) > 0
+        assert conn.execute("select count(*) from routeledger.rollup_days").fetchone() == (0,)
+        deadlocks = conn.execute(
+            "select deadlocks from pg_stat_database where datname = current_database()"
+        ).fetchone()
+        assert deadlocks == (0,)
+
+
+def test_late_rewards_and_roll_ups_do_not_wait_for_each_other(db: Database) -> None:
+    """Each order in which a reward, its commit and roll-ups can come: none waits, each reward is counted."""
+    now = time.time()
+    outcomes = [story("a", "alpha", now - 30 * DAY) for _ in range(4)]
+
+    def rewards(conn: psycopg.Connection[Any]) -> int:
+        query = "select sum(reward_n)::integer from routeledger.model_performance_buckets"
+        return int((conn.execute(query).fetchone() or (0,))[0])
+
+    with (
+        db.connect() as conn,
+        db.connect(autocommit=False) as first,
+        db.connect(autocommit=False) as second,
+        db.connect(autocommit=False) as roller,
+    ):
+        tell(conn, outcomes)
+        roll_up(conn)
+        for session in (conn, first, second, roller):
+            session.execute("set lock_timeout = '2s'")
+            session.commit()
+
+        # a reward is open while roll-ups come and go, and the clock with them
+        judge(first, outcomes[0], "j", 1)
+        assert roll_up(conn)["updated"] == 0
+        conn.execute("select routeledger.set_clock(clock_timestamp() + '20 days')")
+        assert roll_up(conn)["updated"] == 0
+        first.commit()
+        assert roll_up(conn)["updated"] == 1
+        assert rewards(conn) == 1
+
+        # two are open; one is committed, and counted, while the other holds a mark of that day
+        judge(first, outcomes[1], "j", 1)
+        judge(second, outcomes[2], "j", 1)
+        first.commit()
+        judge(first, outcomes[1], "k", 1)
+        assert roll_up(conn)["updated"] == 1
+        assert rewards(conn) == 2
+        second.commit()
+        first.commit()
+        assert roll_up(conn)["updated"] == 1
+        assert rewards(conn) == 3
+
+        # a roll-up that has taken the mark away is open when the next reward comes
+        judge(conn, outcomes[0], "k", 0)
+        assert roll_up(roller)["updated"] == 1
+        judge(first, outcomes[3], "j", 1)
+        first.commit()
+        roller.commit()
+        assert rewards(conn) == 3
+        assert roll_up(conn)["updated"] == 1
+        assert rewards(conn) == 4
+
+        # one that is undone leaves the mark where it was
+        judge(conn, outcomes[1], "l", 0)
+        assert roll_up(roller)["updated"] == 1
+        roller.rollback()
+        assert roll_up(conn)["updated"] == 1
+
+        # a mark that the roll-up sees has been used again since: the old snapshot may not take it away
+        judge(conn, outcomes[2], "k", 0)
+        roller.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        roller.execute("select 1")
+        judge(conn, outcomes[3], "k", 0)
+        with pytest.raises(errors.SerializationFailure):
+            roll_up(roller)
+        roller.rollback()
+        assert roll_up(conn)["updated"] == 1
+        assert conn.execute(REWARDS_STORED).fetchall() == conn.execute(REWARDS_NAIVE).fetchall()
 
 
 def test_under_repeatable_read(db: Database) -> None:

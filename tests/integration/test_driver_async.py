@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -289,6 +289,148 @@ async def test_upkeep(db: Database) -> None:
         assert (late.cost_usd, late.cost_source) == (Decimal(2), "catalog")
         assert await ledger.orphans() == []
     books(db)
+
+
+# -- judging --
+
+
+async def succeeded(ledger: AsyncLedger, number: int) -> list[UUID]:
+    """So many decisions that can be judged."""
+    attempt = {"model_slug": "small", "status": "succeeded", "cost_usd": 1, **USAGE}
+    told = await ledger.record_outcomes(
+        [{"tenant_id": TENANT, "candidates": ["small"], "attempts": [attempt]}] * number
+    )
+    return [one.unwrap().id for one in told]
+
+
+async def test_judging(async_ledger: AsyncLedger, db: Database) -> None:
+    ids = await succeeded(async_ledger, 5)
+    who: dict[str, Any] = {"judge": "sums", "judge_version": "1"}
+    assert [q.ready for q in await async_ledger.judge_queue()] == [5]
+    claimed = await async_ledger.claim_judgements(
+        **who, tenant_id=TENANT, limit=4, lease=timedelta(minutes=1), from_=date(2020, 1, 1)
+    )
+    assert [c.id for c in claimed] == ids[:4]
+    assert {(c.tenant_id, c.attempt_no, c.model_slug, c.cost_usd) for c in claimed} == {
+        (TENANT, 1, "small", Decimal(1))
+    }
+    keys: list[dict[str, Any]] = [
+        {"tenant_id": c.tenant_id, "id": c.id, "lease_token": c.lease_token, **who} for c in claimed
+    ]
+    renewed = await async_ledger.renew_judgement(**keys[0], lease=timedelta(hours=1))
+    assert renewed.lease_expires_at > claimed[0].lease_expires_at
+    again = await async_ledger.renew_judgements([keys[0], {**keys[1], "lease_token": MISSING}])
+    assert [r.status for r in again] == ["replayed", "refused"]
+    assert isinstance(again[1].error, errors.ClaimLost)
+
+    verdict: dict[str, Any] = {
+        "score": 0.5,
+        "label": "partly",
+        "rationale": "half of it",
+        "judge_model": "m",
+        "input_tokens": 3,
+        "output_tokens": 4,
+        "cost_usd": Decimal("0.01"),
+    }
+    done = await async_ledger.record_verdict(**keys[0], **verdict)
+    assert (done.id, done.usable, done.reward, done.reward_source, done.judge_status) == (
+        ids[0],
+        True,
+        0.5,
+        "judge",
+        "labeled",
+    )
+    assert done.created
+    assert not (await async_ledger.record_verdict(**keys[0], **verdict)).created
+    with pytest.raises(errors.VerdictDiffers):
+        await async_ledger.record_verdict(**{**keys[0], "lease_token": None}, score=1)
+    with pytest.raises(errors.ClaimLost):
+        await async_ledger.record_verdict(**{**keys[1], "lease_token": MISSING}, score=1)
+    human = await async_ledger.record_verdict(
+        tenant_id=TENANT, id=ids[0], judge="ann", judge_version="1", score=1, reward_source="human"
+    )
+    assert (human.reward, human.reward_source) == (0.75, "human")
+    many = await async_ledger.record_verdicts([{**keys[1], "score": -1}, {**keys[2], "score": 7}])
+    assert [r.code for r in many] == [None, "RL103"]
+    assert (many[0].unwrap().usable, many[0].unwrap().judge_status) == (False, "cannot_evaluate")
+
+    back = await async_ledger.release_judgement(**keys[2], error="no", delay=timedelta(hours=1))
+    assert (back.judge_status, back.available_at is None) == ("claimed", False)
+    freed = await async_ledger.release_judgements([keys[3], keys[0]])
+    assert [r.code for r in freed] == [None, "RL402"]
+    assert freed[0].unwrap().judge_status == "unlabeled"
+    open_ = await async_ledger.insert_decision(tenant_id=TENANT, candidates=["small"])
+    with pytest.raises(errors.NotJudgeable):
+        await async_ledger.record_verdict(tenant_id=TENANT, id=open_.id, **who, score=1)
+
+    rows = await async_ledger.verdicts(tenant_id=TENANT, id=ids[0], judge="sums")
+    assert [(r.score, r.label, r.cost_usd, r.counts) for r in rows] == [
+        (0.5, "partly", Decimal("0.01"), True)
+    ]
+    assert [(a.judge_a, a.judge_b, a.n) for a in await async_ledger.judge_agreement()] == [
+        ("ann", "sums", 1)
+    ]
+    days = await async_ledger.judge_drift(since=date(2020, 1, 1))
+    assert [(d.judge, d.n, d.unusable_n) for d in days] == [("ann", 1, 0), ("sums", 1, 1)]
+    assert await async_ledger.judge_findings() == []
+    (taken,) = await async_ledger.withdraw_verdicts(
+        **who, reason="a fault", model_slug="small", from_=date(2020, 1, 1), to=date(2999, 1, 1)
+    )
+    assert (taken.tenant_id, taken.verdicts, taken.unlabeled) == (TENANT, 2, 1)
+    assert db.value("select max(reward) from routeledger.routing_outcomes") == 1
+    (listed,) = await async_ledger.verdict_withdrawals()
+    assert (listed.withdrawal_id, listed.reason) == (taken.withdrawal_id, "a fault")
+    put_back = await async_ledger.reinstate_verdicts(
+        tenant_id=TENANT, withdrawal_id=taken.withdrawal_id
+    )
+    assert put_back.verdicts == 2
+    assert db.value("select max(reward) from routeledger.routing_outcomes") == 0.75
+    with pytest.raises(errors.WithdrawalNotFound):
+        await async_ledger.reinstate_verdicts(tenant_id=TENANT, withdrawal_id=MISSING)
+
+
+async def test_the_corpus_and_the_estimates(async_ledger: AsyncLedger) -> None:
+    with pytest.raises(errors.EmptyCorpus) as empty:
+        await async_ledger.corpus_manifest(tenant_id=TENANT)
+    assert empty.value.detail["tenant_id"] == TENANT
+    ids = await succeeded(async_ledger, 5)
+    await async_ledger.record_verdicts(
+        [
+            {"tenant_id": TENANT, "id": id_, "judge": "a", "judge_version": "1", "score": 0.5}
+            for id_ in ids
+        ]
+    )
+    pages = []
+    async for page in async_ledger.export_corpus(tenant_id=TENANT, page=2):
+        pages.append(page)
+    assert [len(page) for page in pages] == [2, 2, 1]
+    rows = [row for page in pages for row in page]
+    assert [row.id for row in rows] == ids
+    assert {(row.reward, row.model_slug, row.cost_usd, row.verdict_n) for row in rows} == {
+        (0.5, "small", Decimal(1), 1)
+    }
+    rest = [
+        row.id
+        async for page in async_ledger.export_corpus(
+            tenant_id=TENANT, after=ids[2], reward_source=["judge"], payloads=True
+        )
+        for row in page
+    ]
+    assert rest == ids[3:]
+    manifest = await async_ledger.corpus_manifest(tenant_id=TENANT, from_=date(2020, 1, 1))
+    assert (manifest.outcomes, manifest.first_id, manifest.models) == (5, ids[0], {"small": 5})
+    with pytest.raises(errors.NotInVocabulary):
+        await async_ledger.corpus_manifest(
+            tenant_id=TENANT, traffic_class=["production", "synthetic"]
+        )
+    estimates = await async_ledger.estimate_policy(
+        tenant_id=TENANT, policy="default", overrides={"min_quality": 0.1}, confidence=0.9
+    )
+    assert len(estimates) == 10
+    was = next(e for e in estimates if (e.estimator, e.measure) == ("as_it_was", "quality"))
+    assert (was.decisions, was.no_propensity) == (5, 5)
+    with pytest.raises(errors.PolicyNotFound):
+        await async_ledger.estimate_policy(tenant_id=TENANT, policy="none")
 
 
 # -- many at once --

@@ -39,6 +39,12 @@ VIEWS = {
     "IN_FLIGHT": ("in_flight", types.InFlightRow),
     "ORPHANS": ("orphans", types.OrphanRow),
     "RECONCILIATION": ("reconciliation", types.ReconciliationRow),
+    "VERDICTS": ("verdicts", types.VerdictRow),
+    "VERDICT_WITHDRAWALS": ("verdict_withdrawals", types.VerdictWithdrawal),
+    "JUDGE_FINDINGS": ("judge_findings", types.JudgeFinding),
+    "JUDGE_AGREEMENT": ("judge_agreement", types.JudgeAgreement),
+    "JUDGE_DRIFT": ("judge_drift", types.JudgeDrift),
+    "JUDGE_QUEUE": ("judge_queue", types.JudgeQueue),
 }
 
 
@@ -138,11 +144,17 @@ ROWS: dict[str, tuple[type[Any], set[str]]] = {
     "REPAIR_ORPHANS_IN": (types.OrphanRepair, set()),
     "UNDO_REPAIR": (types.UndoneRepair, set()),
     "SHOW_REPAIR": (types.RepairRow, set()),
+    "CLAIM_JUDGEMENTS": (types.Judgement, set()),
+    "WITHDRAW_VERDICTS": (types.Withdrawal, set()),
+    "REINSTATE_VERDICTS": (types.Withdrawal, set()),
+    "EXPORT_CORPUS": (types.CorpusRow, set()),
+    "CORPUS_MANIFEST": (types.CorpusManifest, set()),
+    "ESTIMATE_POLICY": (types.PolicyEstimate, set()),
 }
 
 
 @pytest.mark.parametrize("constant", sorted(ROWS))
-def test_rows_of_constraints_and_repairs_are_the_columns(constant: str) -> None:
+def test_rows_are_the_columns(constant: str) -> None:
     kind, ours = ROWS[constant]
     fields = [field.name for field in dataclasses.fields(kind) if field.name not in ours]
     assert parse(CALLS[constant])[2] == fields
@@ -234,6 +246,8 @@ def test_every_statement_is_looked_at() -> None:
         "SET_LOCK_TIMEOUT",
         "UNIQUE_UNLOCK",
         "REPAIR_HISTORY",
+        "COUNT_VERDICTS",
+        "PRICE_OF",
     }
     assert set(STATEMENTS) == {*CALLS, *VIEWS, *upsert, *others, "VERSION"}
 

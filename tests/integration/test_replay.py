@@ -470,6 +470,9 @@ def test_the_command_over_a_ledger(ledger: Database, tmp_path: Path) -> None:
     assert "360 decisions of acme" in done.stdout
     assert "as it was" in done.stdout
     assert "would have gone elsewhere" in done.stdout
+    # nobody said how likely these decisions were: nothing is estimated by it
+    assert "left out: 360 without a propensity" in " ".join(done.stdout.split())
+    assert "doubly robust" not in done.stdout
     page = report.read_text(encoding="utf-8")
     assert "ranked anew" in page
     assert "{{" not in page.split("</style>", 1)[1].split("<script>", 1)[0]
@@ -477,6 +480,7 @@ def test_the_command_over_a_ledger(ledger: Database, tmp_path: Path) -> None:
     document = json.loads(done.stdout)
     assert document["decisions"] == 360
     assert [line["title"] for line in document["lines"]] == ["as it was", "default"]
+    assert {row["no_propensity"] for row in document["estimates"]["default"]} == {360}
 
 
 def test_the_command_over_a_matrix_says_when_it_is_synthetic(

@@ -46,6 +46,9 @@ SET_FORMS: Final = {
         "extend_lease",
         "record_outcome",
         "record_payload",
+        "record_verdict",
+        "renew_judgement",
+        "release_judgement",
     )
 }
 

@@ -281,6 +281,41 @@ def day(far: Verdict, null: Verdict = OK, given: Mapping[str, Any] | None = None
     return Rule({"null": null, **kinds, **bad}, given or {})
 
 
+def corpus(none: Verdict) -> dict[str, Rule]:
+    """The filters of a corpus; `none` where they leave nothing over."""
+    odd = dict.fromkeys(("null word", "empty word", "huge word"), "RL102")
+    stop = dict.fromkeys(("100 words", "101 words", "two-dimensional"), "RL102")
+    both = ["production", "replay"]
+    return {
+        "from": Rule({**day("RL109").kinds, "2200": none}),
+        "to": Rule({**day("RL109").kinds, "1970": none}),
+        "traffic_class": Rule(
+            {
+                "null": "RL101",
+                "empty": "RL101",
+                **odd,
+                **stop,
+                "twice": Value(["production", "production"], OK),
+                "shadow": Value(["shadow"], none),
+                "a mixture": Value(both, "RL102"),
+            }
+        ),
+        "mix_synthetic": Rule({"null": "RL101", "yes": Value(True, OK)}, {"traffic_class": both}),
+        "reward_source": Rule(
+            {
+                "null": OK,
+                "empty": "RL101",
+                **odd,
+                **stop,
+                "both": Value(["judge", "human"], OK),
+                "human": Value(["human"], none),
+                "withdrawn": Value(["withdrawn"], "RL102"),
+            }
+        ),
+        "task_type": text(200, empty="RL101", odd=none),
+    }
+
+
 LEASE = span()
 TENANT = text(200, null="RL101", empty="RL101", odd="RL201")
 COUNT = amount(zero=True)
@@ -558,6 +593,29 @@ ORPHANS = {
 }
 ORPHAN_TABLE = Rule({**dict.fromkeys(RELATION, "RL117"), "null": "RL101"}, called="")
 
+# A judge and its version, and the token of a claim.
+JUDGE = text(200, null="RL101", empty="RL101")
+HOLDER = text(200, null="RL101", empty="RL101", odd="RL402")
+TOKEN = Rule({**dict.fromkeys(UUID, "RL402"), "null": "RL101"})
+CLAIMED = {
+    "tenant_id": TENANT,
+    "id": key(),
+    "judge": HOLDER,
+    "judge_version": HOLDER,
+    "lease_token": TOKEN,
+}
+SCORE = Rule(
+    {
+        **amount("RL101").kinds,  # null is for a verdict with a label
+        "negative": OK,  # -1: it cannot say
+        "-2": Value(-2.0, "RL103"),
+        "0": Value(0.0, OK),
+        "1": Value(1.0, OK),
+        "a little less": Value(-1e-300, "RL103"),
+        "a little more": Value(1.0000001, "RL103"),
+    }
+)
+
 FAILED = {"status": "failed", "error_type": "x"}
 SUCCEEDED = {"status": "succeeded", "input_tokens": 1, "output_tokens": 1}
 
@@ -580,6 +638,19 @@ DECISION: dict[str, Rule] = {
 ROUTED: dict[str, Rule] = {
     "budget_key": text(200, empty="RL103"),
     "deadline": span(zero=OK),
+}
+REPLAYED: dict[str, Rule] = {
+    "from": Rule({**day("RL109").kinds, "1970": "RL109"}, {"to": "4900-01-01"}),
+    "to": Rule({**day("RL109").kinds, "1970": "RL109"}),
+    "limit": Rule(
+        {
+            **COUNT.kinds,
+            "null": "RL101",
+            "zero": "RL103",
+            "1000001": Value(1_000_001, "RL103"),
+        }
+    ),
+    "all_models": FLAG,
 }
 RANKED: dict[str, Rule] = {
     "tenant_id": text(200, null="RL101", empty="RL101"),
@@ -626,17 +697,31 @@ TABLE: dict[str, dict[str, Rule]] = {
         "tenant_id": RANKED["tenant_id"],
         "policy": RANKED["policy"],
         "overrides": RANKED["overrides"],
-        "from": Rule({**day("RL109").kinds, "1970": "RL109"}, {"to": "4900-01-01"}),
-        "to": Rule({**day("RL109").kinds, "1970": "RL109"}),
-        "limit": Rule(
+        **REPLAYED,
+    },
+    "estimate_policy": {
+        "tenant_id": RANKED["tenant_id"],
+        "policy": RANKED["policy"],
+        "overrides": RANKED["overrides"],
+        **REPLAYED,
+        "confidence": Rule(
             {
-                **COUNT.kinds,
+                **dict.fromkeys(DOUBLE, "RL103"),
                 "null": "RL101",
-                "zero": "RL103",
-                "1000001": Value(1_000_001, "RL103"),
+                "0.5": Value(0.5, OK),
+                "0.499": Value(0.499, "RL103"),
+                "0.999": Value(0.999, OK),
+                "1": Value(1.0, "RL103"),
             }
         ),
-        "all_models": FLAG,
+        "max_weight": Rule(
+            {
+                **amount().kinds,
+                "1": Value(1.0, OK),
+                "0.999": Value(0.999, "RL103"),
+                "1e9": Value(1e9, OK),
+            }
+        ),
     },
     "route": {
         **RANKED,
@@ -755,6 +840,77 @@ TABLE: dict[str, dict[str, Rule]] = {
         "attempt_id": key(other="RL202"),
         "request": PAYLOAD,
         "response": PAYLOAD,
+    },
+    "claim_judgements": {
+        "tenant_id": text(200, empty="RL101"),  # null: of all tenants
+        "judge": JUDGE,
+        "judge_version": JUDGE,
+        "limit": Rule(
+            {
+                **COUNT.kinds,
+                "null": "RL101",
+                "zero": "RL103",
+                "1000": Value(1000, OK),
+                "1001": Value(1001, "RL103"),
+            }
+        ),
+        "lease": LEASE,
+        "from": day("RL109"),
+        "payloads": FLAG,
+    },
+    "renew_judgement": {**CLAIMED, "lease": LEASE},
+    "release_judgement": {
+        **CLAIMED,
+        "error": text(empty="RL101"),  # is cut
+        "delay": Rule({**span(zero=OK).kinds, "25 hours": Value("25 hours", "RL103")}),
+    },
+    "record_verdict": {
+        "tenant_id": TENANT,
+        "id": key(),
+        "judge": JUDGE,
+        "judge_version": JUDGE,
+        "score": SCORE,
+        "label": text(200, empty="RL101"),
+        "rationale": text(20_000),
+        "lease_token": Rule({**TOKEN.kinds, "null": OK}),
+        "reward_source": word(withdrawn=Value("withdrawn", "RL102")),
+        "judge_model": text(300, empty="RL101"),
+        "input_tokens": COUNT,
+        "output_tokens": COUNT,
+        "cost_usd": money(),
+    },
+    "withdraw_verdicts": {
+        "tenant_id": text(200, empty="RL101"),  # null: of all tenants
+        "judge": JUDGE,
+        "judge_version": JUDGE,
+        "reason": text(2000, null="RL101", empty="RL101"),
+        "model_slug": text(empty="RL101"),  # one that is none has no verdicts
+        "from": day("RL109"),
+        "to": day("RL109"),
+    },
+    "reinstate_verdicts": {
+        "tenant_id": text(200, null="RL101", empty="RL101", odd="RL211"),
+        "withdrawal_id": Rule({**dict.fromkeys(UUID, "RL211"), "null": "RL101"}),
+    },
+    "export_corpus": {
+        "tenant_id": text(200, null="RL101", empty="RL101"),
+        **corpus(OK),
+        "payloads": FLAG,
+        "after": Rule(dict.fromkeys(UUID, OK)),
+        "limit": Rule(
+            {
+                **COUNT.kinds,
+                "null": "RL101",
+                "zero": "RL103",
+                "100000": Value(100_000, OK),
+                "100001": Value(100_001, "RL103"),
+            }
+        ),
+    },
+    # what leaves nothing over is refused
+    "corpus_manifest": {
+        "tenant_id": text(200, null="RL101", empty="RL101", odd="RL212"),
+        **corpus("RL212"),
     },
     "reap": {
         "limit": Rule(
@@ -1056,6 +1212,12 @@ SETTINGS: dict[str, tuple[list[Any], list[Any]]] = {
     "probe_lease": (["0", "-1 second", "25 hours"], ["soon", "", {}, []]),
     "assumed_cost_usd": ([-1, 1e10, "NaN", "Infinity"], ["much", "", {}, [], True]),
     "budget_retention": (["0", "-1 day", "101 years"], ["soon", "", {}, []]),
+    "judge_lease": (["0", "-1 second", "25 hours"], ["soon", "", {}, [], True]),
+    "judge_max_attempts": ([0, -1, 1001], ["many", "", 1.5, 2**31, {}, [], True]),
+    "judge_retry_delay": (["-1 second", "25 hours"], ["soon", "", {}, []]),
+    "judge_look_every": (["-1 second", "25 hours"], ["soon", "", {}, []]),
+    "judge_look_back": (["-1 second", "11 years"], ["soon", "", {}, []]),
+    "mono_zero_n": ([0, 1, -1, 1_000_001], ["many", "", 1.5, 2**31, {}, [], True]),
 }
 
 
@@ -1114,6 +1276,10 @@ class World:
     # three decisions of each sort, with their first attempts: the one acted upon, two neighbours
     open: list[Row]
     held: list[Row]
+    # three that succeeded, with the tokens under which a judge has them
+    judged: list[Row]
+    # of the verdicts on another, which is labelled all the same
+    withdrawal: str
     # that has collapsed the rows of depot.parts
     repair: int
 
@@ -1151,6 +1317,24 @@ class World:
                 "request": {"q": 1},
                 "response": {"a": 1},
             },
+            "claim_judgements": {"tenant_id": "acme", "judge": "new", "judge_version": "1"},
+            "renew_judgement": {**self.judged[n], "lease": "1 hour"},
+            "release_judgement": {**self.judged[n], "error": "no answer"},
+            "record_verdict": {
+                **{k: v for k, v in self.judged[n].items() if k != "lease_token"},
+                "judge": "new",
+                "score": 0.5,
+            },
+            "withdraw_verdicts": {
+                "tenant_id": "acme",
+                "judge": "kept",
+                "judge_version": "1",
+                "reason": "why",
+            },
+            "reinstate_verdicts": {"tenant_id": "acme", "withdrawal_id": self.withdrawal},
+            "export_corpus": {"tenant_id": "acme"},
+            "corpus_manifest": {"tenant_id": "acme"},
+            "estimate_policy": {"tenant_id": "acme"},
             "reap": {"limit": 10, "tenant_id": "nobody"},
             "upsert": {"target": "public.shelf", "rows": [{"k": 1, "n": 1}]},
             "upsert_from": {"target": "public.shelf", "source": "public.staged_shelf"},
@@ -1250,6 +1434,31 @@ def stock(conn: Connection) -> int:
     return int(row[0])
 
 
+def judge(conn: Connection, types: Mapping[str, Mapping[str, str]]) -> tuple[list[Row], str]:
+    """Three successes that a judge has claimed, after one that is labelled; and the id of the
+    withdrawal of another judge's verdict on that one."""
+
+    def made(routine: str, row: Row) -> None:
+        assert not single(conn, routine, types[routine], row).refused
+
+    for _ in range(4):
+        keys = {"tenant_id": "acme", "id": str(uuid7())}
+        made("insert_decision", {**keys, "candidates": ["alpha"]})
+        usage = {"input_tokens": 1, "output_tokens": 1}
+        made("complete_decision", {**keys, "outcome_status": "succeeded", **usage})
+    for name in ("kept", "wrong"):
+        verdict = {**keys, "judge": name, "judge_version": "1", "score": 1.0}
+        made("record_verdict", verdict)
+    (withdrawn,) = conn.execute(
+        "select withdrawal_id::text from routeledger.withdraw_verdicts('acme', 'wrong', '1', 'why')"
+    ).fetchall()
+    claimed = conn.execute(
+        "select id::text, lease_token::text from routeledger.claim_judgements('acme', 'held', '1', 3)"
+    ).fetchall()
+    held = {"tenant_id": "acme", "judge": "held", "judge_version": "1"}
+    return [{**held, "id": id_, "lease_token": token} for id_, token in claimed], withdrawn[0]
+
+
 @pytest.fixture(scope="module")
 def world(server: Any, template: str) -> Iterator[World]:
     database = Database(server, server.create_database(template))
@@ -1278,6 +1487,7 @@ def world(server: Any, template: str) -> Iterator[World]:
                 held = {**row, "error_type": "x", "next": "hold"}
                 del held["candidates"]
                 assert not single(conn, "fail_attempt", types["fail_attempt"], held).refused
+        judged, withdrawal = judge(conn, types)
         yield World(
             database,
             conn,
@@ -1286,6 +1496,8 @@ def world(server: Any, template: str) -> Iterator[World]:
             fields_of(owner, "model_input"),
             decisions[:3],
             decisions[3:],
+            judged,
+            withdrawal,
             repair,
         )
     server.drop_database(database.name)
@@ -1620,8 +1832,22 @@ def test_a_payload_of_nothing(
 ABOUT_TENANTS = {"grant_tenant", "revoke_tenant"}
 
 
-# What only they may call.
-OF_ADMINS = {"repair_orphans", "set_retry_policy", "set_budget", "drop_budget"}
+# What only they may call, and what judges may and writers may not.
+OF_ADMINS = {
+    "repair_orphans",
+    "set_retry_policy",
+    "set_budget",
+    "drop_budget",
+    "withdraw_verdicts",
+    "reinstate_verdicts",
+}
+OF_JUDGES = {
+    "claim_judgements",
+    "renew_judgement",
+    "release_judgement",
+    "export_corpus",
+    "corpus_manifest",
+}
 
 
 def takes_tenant() -> list[str]:
@@ -1631,7 +1857,7 @@ def takes_tenant() -> list[str]:
 @pytest.fixture
 def bound(world: World, routine: str) -> Iterator[Connection]:
     """One who may call the routine and is bound to another tenant than the one acted upon."""
-    role = "admin" if routine in OF_ADMINS else "writer"
+    role = "admin" if routine in OF_ADMINS else "judge" if routine in OF_JUDGES else "writer"
     with world.database.connect() as owner, world.database.connect(role) as conn:
         owner.execute(
             "select routeledger.grant_tenant(%s::text::name, 'elsewhere')", [f"test_{role}"]

@@ -74,6 +74,13 @@ candidates = mostly(
     [[5], [["alpha"]], {"model_slug": "alpha"}, "alpha"],
 )
 documents = st.sampled_from([{}, {"a": 1}, {"a": [1, None]}, [], 5, "text"])
+# Each ledger makes its own tokens: the one that is current there stands for HELD.
+HELD = "the token of the claim"
+NOBODYS = "3f2b8c1e-7d54-4e0a-9b6f-2a1c5d7e9f00"
+tokens_of_claims = mostly([HELD], [NOBODYS, None])
+judges = mostly(["j", "j", "k"], ["", "x" * 201])
+versions = mostly(["1"], ["2", None])
+scores = mostly([0.0, 0.25, 1.0, -1.0], [-2.0, 1.5, float("nan"), None])
 
 
 def rows(
@@ -147,7 +154,18 @@ told_success = st.fixed_dictionaries(
     }
 )
 
+verdict = {
+    "label": mostly(["good", "bad"], ["", "x" * 201]),
+    "rationale": st.sampled_from(["because", ""]),
+    "reward_source": mostly(["judge", "human"], ["", "other"]),
+    "judge_model": mostly(["alpha"], [""]),
+    "input_tokens": tokens,
+    "output_tokens": tokens,
+    "cost_usd": moneys,
+}
+
 keys = {"tenant_id": tenants, "id": decisions}
+judged = {**keys, "judge": judges, "judge_version": versions}
 # Ids are always given: those that the ledger makes up would differ.
 ROWS: dict[str, st.SearchStrategy[Row]] = {
     "insert_decision": st.one_of(
@@ -208,6 +226,16 @@ ROWS: dict[str, st.SearchStrategy[Row]] = {
     "record_payload": rows(
         {**keys, "attempt_id": some(attempts)}, request=documents, response=documents
     ),
+    "record_verdict": st.one_of(
+        rows({**judged, "score": scores, "lease_token": tokens_of_claims}, **verdict),
+        rows({**judged, "score": scores}, **verdict),
+    ),
+    "renew_judgement": rows({**judged, "lease_token": tokens_of_claims}, lease=leases),
+    "release_judgement": rows(
+        {**judged, "lease_token": tokens_of_claims},
+        error=mostly(["no answer", "x" * 9000], [""]),
+        delay=mostly(["0", "10 minutes"], ["-1 second", "25 hours"]),
+    ),
 }
 
 
@@ -219,6 +247,7 @@ class Batch:
     rows: list[Row]
     after: int  # seconds since the batch before
     reap: bool
+    claim: int  # how many outcomes a judge claims before
 
 
 @st.composite
@@ -230,8 +259,13 @@ def sequences(draw: st.DrawFn) -> list[Batch]:
     first = {"tenant_id": "acme", "id": DECISIONS[0], "attempt_id": ATTEMPTS[0]}
     begin = [{**first, "candidates": draw(candidates)}]
     begin += [{**first, "id": d, "candidates": ["alpha", "beta"]} for d in DECISIONS[1:]]
-    batches.append(Batch("insert_decision", begin[: draw(st.integers(1, 4))], 0, False))
+    batches.append(Batch("insert_decision", begin[: draw(st.integers(1, 4))], 0, False, 0))
     seen["insert_decision"] = list(batches[0].rows)
+    # and a few that have succeeded, or judges find none
+    usage = {"outcome_status": "succeeded", "input_tokens": 7, "output_tokens": 7}
+    finished = draw(st.lists(st.sampled_from(DECISIONS), max_size=3, unique=True))
+    done = [{"tenant_id": "acme", "id": d, **usage} for d in finished]
+    batches.append(Batch("complete_decision", done, 0, False, 0))
     for _ in range(draw(st.integers(1, 6))):
         routine = draw(st.sampled_from(list(ROWS)))
         batch: list[Row] = []
@@ -249,26 +283,34 @@ def sequences(draw: st.DrawFn) -> list[Batch]:
             batch.append(row)
             seen.setdefault(routine, []).append(row)
         after = draw(st.sampled_from([0, 0, 1, 600, 90_000]))
-        batches.append(Batch(routine, batch, after, draw(st.booleans())))
+        claim = draw(st.sampled_from([0, 1, 3]))
+        batches.append(Batch(routine, batch, after, draw(st.booleans()), claim))
     return batches
 
 
 # -- two ledgers ------------------------------------------------------------------------------
 
 # Answers that even a short run meets.
-REACHED = {"accepted", "replayed", "RL101", "RL102", "RL103", "RL201", "RL301", "RL305"}
+REACHED = {"accepted", "replayed"}
+REACHED |= {f"RL{n}" for n in (101, 102, 103, 201, 301, 305, 315, 402)}
 CONTENTS = {
     "routing_outcomes": "tenant_id, id",
     "inferences": "tenant_id, outcome_id, attempt_no",
     "inference_payloads": "tenant_id, outcome_id, inference_id",
+    "judge_verdicts": "tenant_id, outcome_id, judge, judge_version",
+    "judge_leases": "tenant_id, outcome_id, judge, judge_version",
 }
+# What the answer for a verdict says of its outcome is so after all rows of the call.
+OF_THE_OUTCOME = {"reward", "reward_source", "judge_status"}
 
 
 def contents(conn: Connection) -> dict[str, list[Any]]:
-    """Every column of every row."""
+    """Every column of every row, and of a token whether there is one."""
+    held = "jsonb_build_object('held', to_jsonb(t) ->> 'lease_token' is not null)"
     return {
         table: conn.execute(
-            f"select to_jsonb(t) from routeledger.{table} t order by {order}"
+            f"select to_jsonb(t) - 'lease_token' || {held} from routeledger.{table} t"
+            f" order by {order}"
         ).fetchall()
         for table, order in CONTENTS.items()
     }
@@ -276,6 +318,33 @@ def contents(conn: Connection) -> dict[str, list[Any]]:
 
 def reap(conn: Connection) -> list[Any]:
     return sorted(conn.execute("select t::text from routeledger.reap() t").fetchall())
+
+
+def claim(conn: Connection, limit: int) -> list[Any]:
+    return conn.execute(
+        "select id, attempt_no, lease_expires_at"
+        " from routeledger.claim_judgements('acme', 'j', '1', %s)",
+        [limit],
+    ).fetchall()
+
+
+def with_tokens(conn: Connection, batch: list[Row]) -> list[Row]:
+    """The rows as this ledger has them: HELD becomes the token of the claim that is out. Where
+    none is, a verdict goes without, and anything else comes with a token that is nobody's."""
+    found = conn.execute(
+        "select outcome_id::text, judge, judge_version, lease_token::text"
+        " from routeledger.judge_leases where tenant_id = 'acme'"
+    ).fetchall()
+    held = {tuple(key): token for *key, token in found}
+
+    def token(row: Row) -> str | None:
+        current = held.get((row["id"], row["judge"], row["judge_version"]))
+        return current or (None if "score" in row else NOBODYS)
+
+    return [
+        {**row, "lease_token": token(row)} if row.get("lease_token") == HELD else row
+        for row in batch
+    ]
 
 
 @pytest.fixture
@@ -301,11 +370,14 @@ def ledgers(make_database: Callable[..., Database]) -> Iterator[tuple[Connection
         conn.close()
 
 
-def comparable(answer: Answer, routine: str) -> tuple[Any, ...]:
-    # extend_lease has no `created`: its single form does not tell a replay
-    status = "accepted" if routine == "extend_lease" and not answer.refused else answer.status
+def comparable(answer: Answer, routine: str, alone: bool = True) -> tuple[Any, ...]:
+    # these have no `created`: their single forms do not tell a replay
+    untold = routine in ("extend_lease", "renew_judgement") and not answer.refused
+    status = "accepted" if untold else answer.status
     said = (answer.message, answer.detail, answer.hint)
     values = {} if answer.refused else dict(answer.values)
+    if routine == "record_verdict" and not alone:
+        values = {name: value for name, value in values.items() if name not in OF_THE_OUTCOME}
     return status, answer.code, said, values
 
 
@@ -330,15 +402,23 @@ def test_the_set_form_says_and_does_what_the_single_form_does(
                 set_clock(in_batches, now)
                 if batch.reap:
                     assert reap(one_by_one) == reap(in_batches)
+                if batch.claim:
+                    assert claim(one_by_one, batch.claim) == claim(in_batches, batch.claim)
                 singly = [
                     single(one_by_one, batch.routine, types[batch.routine], row)
-                    for row in batch.rows
+                    for row in with_tokens(one_by_one, batch.rows)
                 ]
-                together = many(in_batches, SET_FORMS[batch.routine], batch.rows)
+                together = many(
+                    in_batches, SET_FORMS[batch.routine], with_tokens(in_batches, batch.rows)
+                )
+                often = Counter(row.get("id") for row in batch.rows)
                 for row, a, b in zip(batch.rows, singly, together, strict=True):
                     note(f"{batch.routine} {row}: {a.status} {a.code}")
                     met[b.code or b.status] += 1
-                    assert comparable(a, batch.routine) == comparable(b, batch.routine)
+                    alone = often[row.get("id")] == 1
+                    assert comparable(a, batch.routine, alone) == (
+                        comparable(b, batch.routine, alone)
+                    )
             assert contents(one_by_one) == contents(in_batches)
 
     check()

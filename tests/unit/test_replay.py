@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from routeledger.replay import (
+    Estimate,
     Line,
     MatrixError,
     find_matrix,
@@ -20,6 +21,7 @@ from routeledger.replay import (
     without,
 )
 from routeledger.replay.lines import Sample, bootstrap
+from routeledger.replay.report import ESTIMATORS, estimate_rows, left_out, mean_weight
 from routeledger.replay.study import _halve, _parity
 
 ANSWERS = """model,category,prompt_id,input_tokens,output_tokens,correct
@@ -193,3 +195,49 @@ def test_differences_are_paired_and_noise_widens() -> None:
 def test_nothing_to_judge_is_no_error() -> None:
     (only,) = bootstrap([Sample("x", "y", [], [])], ["x"], seed=1)
     assert only.right.value == 0
+
+
+def estimates(**changes: object) -> list[Estimate]:
+    """Ten of an estimate of 0.5 in 90 of 100 decisions, with changes."""
+    return [
+        Estimate(**{
+            "estimator": estimator, "measure": measure, "value": 0.5, "standard_error": 0.3, "low": -0.1,
+            "high": 1.1, "decisions": 100, "n": 90, "answered": 90, "matched": 40, "effective_n": 12.6,
+            "mean_weight": 1.0, "largest_weight": 4.0, "no_candidates": 0, "no_propensity": 0,
+            "no_chance": 10, "unmeasured": 0, **changes,
+        })  # type: ignore[arg-type]
+        for measure in ("quality", "cost_usd")
+        for estimator in ESTIMATORS
+    ]  # fmt: skip
+
+
+def test_estimates_as_people_read_them() -> None:
+    rows = estimate_rows(estimates())
+    assert [row[0] for row in rows] == list(ESTIMATORS.values())
+    assert rows[2][1:] == [
+        "50.0 %",
+        "−10.0 – 110.0",
+        "$500.00",
+        "−$100.00 – $1,100.00",
+        "90",
+        "40",
+        "13",
+    ]
+    told = left_out(estimates())
+    assert told == (
+        "the quality of 90, the cost of 90 of 100 decisions; "
+        "left out: 10 for which the policy's choice had no chance"
+    )
+    assert "left out" not in left_out(estimates(no_chance=0, n=100))
+    assert mean_weight(estimates(mean_weight=0.874)).startswith("mean weight 0.87: ")
+    assert mean_weight(estimates(mean_weight=None)) == ""
+
+
+def test_what_cannot_be_estimated_is_a_dash() -> None:
+    nothing = estimates(
+        value=None, standard_error=None, low=None, high=None, n=0, matched=None, effective_n=None
+    )
+    assert estimate_rows(nothing)[4][1:] == ["—", "—", "—", "—", "0", "—", "—"]
+    # one decision has a value, but no interval
+    single = estimates(standard_error=None, low=None, high=None)
+    assert estimate_rows(single)[1][1:5] == ["50.0 %", "—", "$500.00", "—"]

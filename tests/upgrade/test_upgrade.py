@@ -32,6 +32,12 @@ select count(*) from routeledger.record_outcomes('[
     {"model_slug": "b", "status": "succeeded", "input_tokens": 5, "output_tokens": 7}]},
   {"tenant_id": "acme"}]');
 """
+JUDGE = """
+select c.model_slug, v.reward, v.judge_status
+from routeledger.claim_judgements('acme', 'j', '1') c
+cross join lateral routeledger.record_verdict('acme', c.id, 'j', '1', 0.5,
+  p_lease_token => c.lease_token) v
+"""
 BOOKS = """
 select o.tenant_id, o.id, o.outcome_status, o.attempt_count, i.id, i.status, i.cost_usd
 from routeledger.routing_outcomes o
@@ -61,6 +67,9 @@ def test_upgraded_equals_fresh(version: str, empty_db: Database) -> None:
     result = install.verify(empty_db.dsn)
     assert result.ok, result
     assert empty_db.execute(BOOKS) == before
+    # what succeeded before can be judged, in the partitions that were there
+    (judged,) = empty_db.execute(JUDGE)
+    assert judged == ("b", 0.5, "labeled")
     empty_db.server.psql(empty_db.name, stdin=FIXTURE)
     assert empty_db.value("select count(*) from routeledger.orphans") == 0
     assert empty_db.value("select bool_and(agrees) from routeledger.reconciliation")
