@@ -48,6 +48,11 @@ AsJson = Annotated[
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
+def day_option(flag: str, help: str) -> Any:  # noqa: A002 - as typer has it
+    """An option that takes a day (UTC), to be used as ``Annotated[datetime | None, day_option(…)]``."""
+    return typer.Option(flag, metavar="DATE", formats=["%Y-%m-%d"], help=help, show_default=False)
+
+
 def out() -> Console:
     """Standard output: what the command is asked for."""
     # Into a pipe a line stays a line: what reads it may be grep.

@@ -71,23 +71,11 @@ def export_command(
     ] = None,
     begin: Annotated[
         datetime | None,
-        typer.Option(
-            "--from",
-            metavar="DATE",
-            formats=["%Y-%m-%d"],
-            help="First day of the decisions (UTC).",
-            show_default=False,
-        ),
+        terminal.day_option("--from", "First day of the decisions (UTC)."),
     ] = None,
     end: Annotated[
         datetime | None,
-        typer.Option(
-            "--to",
-            metavar="DATE",
-            formats=["%Y-%m-%d"],
-            help="The day after the last (UTC).",
-            show_default=False,
-        ),
+        terminal.day_option("--to", "The day after the last (UTC)."),
     ] = None,
     traffic_class: Annotated[
         list[_Class] | None,

@@ -48,7 +48,6 @@ Tenant = Annotated[
     str | None,
     typer.Option("--tenant", metavar="ID", help="Only this one; all of them without it."),
 ]
-_DAYS = ["%Y-%m-%d"]
 _EVERY = 60.0  # seconds between lines of progress where there is no terminal
 
 
@@ -159,13 +158,7 @@ def run_command(
     tenant: Tenant = None,
     since: Annotated[
         datetime | None,
-        typer.Option(
-            "--since",
-            metavar="DATE",
-            formats=_DAYS,
-            help="Only decisions of this day (UTC) and later.",
-            show_default=False,
-        ),
+        terminal.day_option("--since", "Only decisions of this day (UTC) and later."),
     ] = None,
     concurrency: Annotated[
         int | None,
@@ -610,23 +603,11 @@ def withdraw_command(
     ] = None,
     begin: Annotated[
         datetime | None,
-        typer.Option(
-            "--from",
-            metavar="DATE",
-            formats=_DAYS,
-            help="Only on decisions of this day (UTC) and later.",
-            show_default=False,
-        ),
+        terminal.day_option("--from", "Only on decisions of this day (UTC) and later."),
     ] = None,
     end: Annotated[
         datetime | None,
-        typer.Option(
-            "--to",
-            metavar="DATE",
-            formats=_DAYS,
-            help="Only on decisions before this day (UTC).",
-            show_default=False,
-        ),
+        terminal.day_option("--to", "Only on decisions before this day (UTC)."),
     ] = None,
     yes: Yes = False,
     dsn: Dsn = None,

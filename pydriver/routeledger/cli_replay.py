@@ -72,23 +72,11 @@ def replay_command(
     ] = None,
     begin: Annotated[
         datetime | None,
-        typer.Option(
-            "--from",
-            metavar="DATE",
-            formats=["%Y-%m-%d"],
-            help="First day (UTC); 30 days before the end.",
-            show_default=False,
-        ),
+        terminal.day_option("--from", "First day (UTC); 30 days before the end."),
     ] = None,
     end: Annotated[
         datetime | None,
-        typer.Option(
-            "--to",
-            metavar="DATE",
-            formats=["%Y-%m-%d"],
-            help="The day after the last (UTC); tomorrow.",
-            show_default=False,
-        ),
+        terminal.day_option("--to", "The day after the last (UTC); tomorrow."),
     ] = None,
     limit: Annotated[
         int, typer.Option("--limit", min=1, max=1_000_000, help="Decisions drawn from the window.")

@@ -536,9 +536,14 @@ class CorpusManifest:
 
 @dataclass(frozen=True, slots=True)
 class PolicyEstimate:
-    """What one estimator says of one measure under another policy, with an interval from `low` to
-    `high`. `n` decisions count, `matched` of them went where the policy would have sent them, and
-    they weigh as much as `effective_n`; the last counts say why others were left out."""
+    """What a policy would have been worth or have cost, by the decisions that were made.
+
+    `measure` is quality (the mean reward) or cost_usd (the mean in USD per decision), in an interval from
+    `low` to `high`; None where it cannot be said. Of `decisions` closed ones it is about `n`; the last
+    counts say why the others are left out. For `answered` of the n the policy chooses a model, and
+    `matched` had that model chosen, with a known result. `effective_n` equally weighing decisions would
+    say as much; `mean_weight` is near 1 where the propensities are right. These are None of the first two
+    estimators."""
 
     estimator: Literal["as_it_was", "direct", "ips", "snips", "doubly_robust"]
     measure: Literal["quality", "cost_usd"]
@@ -549,7 +554,7 @@ class PolicyEstimate:
     decisions: int
     n: int
     answered: int
-    matched: int
+    matched: int | None
     effective_n: float | None
     mean_weight: float | None
     largest_weight: float | None

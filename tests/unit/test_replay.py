@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from routeledger.replay import (
-    Estimate,
     Line,
     MatrixError,
     find_matrix,
@@ -23,6 +22,7 @@ from routeledger.replay import (
 from routeledger.replay.lines import Sample, bootstrap
 from routeledger.replay.report import ESTIMATORS, estimate_rows, left_out, mean_weight
 from routeledger.replay.study import _halve, _parity
+from routeledger.types import PolicyEstimate
 
 ANSWERS = """model,category,prompt_id,input_tokens,output_tokens,correct
 b,sums,sums_10,100,5,1
@@ -197,14 +197,14 @@ def test_nothing_to_judge_is_no_error() -> None:
     assert only.right.value == 0
 
 
-def estimates(**changes: object) -> list[Estimate]:
+def estimates(**changes: object) -> list[PolicyEstimate]:
     """Ten of an estimate of 0.5 in 90 of 100 decisions, with changes."""
     return [
-        Estimate(**{
+        PolicyEstimate(**{
             "estimator": estimator, "measure": measure, "value": 0.5, "standard_error": 0.3, "low": -0.1,
             "high": 1.1, "decisions": 100, "n": 90, "answered": 90, "matched": 40, "effective_n": 12.6,
             "mean_weight": 1.0, "largest_weight": 4.0, "no_candidates": 0, "no_propensity": 0,
-            "no_chance": 10, "unmeasured": 0, **changes,
+            "no_chance": 10, "unmeasured": 0, "ruleset_hash": "", **changes,
         })  # type: ignore[arg-type]
         for measure in ("quality", "cost_usd")
         for estimator in ESTIMATORS

@@ -2,55 +2,49 @@
 
 from __future__ import annotations
 
-import json
-import re
 from html import escape
-from importlib import import_module
-from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from .figures import figures
+from .page import card, render_page, tiles, write_page
 from .summary import Summary
 from .words import duration, money, number, percent, plural, seconds, tokens
 
 
 def write_report(summary: Summary, path: str | Path) -> Path:
-    """Write the report and return where it is."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(summary), encoding="utf-8")
-    return path
+    """Write the report and return where it is. Needs plotly."""
+    return write_page(path, **_page(summary))
 
 
 def render(summary: Summary) -> str:
     """The report as one HTML document."""
-    template = files(__package__).joinpath("template.html").read_text(encoding="utf-8")
-    # "</" would end the script element that carries the data.
-    data = json.dumps(figures(summary), separators=(",", ":")).replace("</", "<\\/")
-    parts = {
+    return render_page(**_page(summary))
+
+
+def _page(summary: Summary) -> dict[str, Any]:
+    return {
         "title": "routeledger demo report",
-        "plotly": str(import_module("plotly.offline").get_plotlyjs()),
         "body": _body(summary),
-        "figures": data,
+        "figures": figures(summary),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
 def _body(summary: Summary) -> str:
     sections = (
         _header(summary),
         _tiles(summary),
-        _card(
+        card(
             "timeline",
             "Every decision, by how it ended",
             f"One bar is {_width(summary.slice_s)} of the traffic. Shaded: a provider's bad spell."
             " A decision is written before its provider is called, so every bar is complete,"
             " whatever happened afterwards.",
         ),
-        _card("flow", "When the first attempt failed", _flow_note(summary)),
+        card("flow", "When the first attempt failed", _flow_note(summary)),
         '<div class="pair">',
-        _card("cost", "Cost by model", _cost_note(summary)),
-        _card("faults", "What went wrong, in decisions", _fault_note(summary)),
+        card("cost", "Cost by model", _cost_note(summary)),
+        card("faults", "What went wrong, in decisions", _fault_note(summary)),
         "</div>",
         _victim(summary),
         _latency(summary),
@@ -65,13 +59,6 @@ def _width(s: int) -> str:
         if s >= unit_s:
             return plural(s // unit_s, unit)
     return plural(s, "second")
-
-
-def _card(chart: str, title: str, note: str, more: str = "") -> str:
-    return (
-        f'<section class="card"><h2>{escape(title)}</h2><p class="note">{note}</p>'
-        f'{more}<div class="chart" id="{chart}"></div></section>'
-    )
 
 
 def _header(s: Summary) -> str:
@@ -99,7 +86,7 @@ def _tiles(s: Summary) -> str:
     answered = sum(s.endings.get(key, 0) for key in ("first attempt", "retry", "failover"))
     retried = f"{plural(s.retries, 'retry', 'retries')}, {plural(s.failovers, 'failover')}"
     agreement = "reconciliation agrees" if s.agrees else "reconciliation disagrees"
-    tiles = (
+    shown = (
         ("Decisions", number(s.decisions), f"{percent(answered, s.decisions)} answered", ""),
         ("Attempts", number(s.attempts), retried, ""),
         ("Rescued", number(s.rescued), "answered after a failure", ""),
@@ -112,15 +99,7 @@ def _tiles(s: Summary) -> str:
         ),
         ("Orphans", number(s.orphans), agreement, "good" if s.ok else "bad"),
     )
-    return (
-        '<div class="tiles">'
-        + "".join(
-            f'<div class="tile {kind}"><div class="label">{escape(label)}</div>'
-            f'<div class="value">{escape(value)}</div><div class="more">{escape(more)}</div></div>'
-            for label, value, more, kind in tiles
-        )
-        + "</div>"
-    )
+    return tiles(shown)
 
 
 def _flow_note(s: Summary) -> str:
@@ -177,7 +156,7 @@ def _victim(s: Summary) -> str:
         f'<li class="{kind}"><b>{escape(title)}</b><span>{escape(text)}</span></li>'
         for kind, title, text in steps
     )
-    return _card(
+    return card(
         "victim",
         "The killed writer",
         "A second process wrote decisions and was killed with requests in flight. One line is one"
@@ -198,7 +177,7 @@ def _latency(s: Summary) -> str:
         f"<th>median</th><th>p95</th><th>p99</th><th>slowest</th></tr>{rows}</table></div>"
     )
     rate = s.ledger_calls / s.replay_seconds if s.replay_seconds else 0.0
-    return _card(
+    return card(
         "latency",
         "What the ledger itself costs",
         "From the call until its row is durable, as the caller sees it. One by one: a single"

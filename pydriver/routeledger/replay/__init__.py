@@ -6,13 +6,12 @@ model answered every prompt, so that nothing has to be estimated (:mod:`.matrix`
 ranking is always ``routeledger.rank_candidates``' own: there is no second one here.
 """
 
-from .ledger import Estimate, LedgerReplay, replay_ledger
+from .ledger import LedgerReplay, replay_ledger
 from .lines import Line, Policy, read_policy
 from .matrix import Matrix, MatrixError, find_matrix, generate, load_matrix, merged, without
 from .study import Study, replay_matrix
 
 __all__ = [
-    "Estimate",
     "LedgerReplay",
     "Line",
     "Matrix",

@@ -12,12 +12,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
 import psycopg
 from psycopg.rows import dict_row
+
+from routeledger.types import PolicyEstimate
 
 from .lines import RESAMPLES, Line, Policy, Sample, bootstrap
 
@@ -57,38 +59,6 @@ class Coverage:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a policy would have been worth or have cost, by the decisions that were made.
-
-    ``estimator`` is as_it_was, direct, ips, snips or doubly_robust; ``measure`` is quality (the mean reward)
-    or cost_usd (the mean per decision). None where it cannot be said. The interval is a 95 % one.
-
-    Of ``decisions`` closed ones it is about ``n``; the last four fields say why the others are left out. For
-    ``answered`` of the n the policy chooses a model, and ``matched`` had that model chosen, with a known
-    result. ``effective_n`` equally weighing decisions would say as much; ``mean_weight`` is near 1 where the
-    propensities are right. These are None of the first two estimators.
-    """
-
-    estimator: str
-    measure: str
-    value: float | None
-    standard_error: float | None
-    low: float | None
-    high: float | None
-    decisions: int
-    n: int
-    answered: int
-    matched: int | None
-    effective_n: float | None
-    mean_weight: float | None
-    largest_weight: float | None
-    no_candidates: int
-    no_propensity: int
-    no_chance: int
-    unmeasured: int
-
-
-@dataclass(frozen=True, slots=True)
 class LedgerReplay:
     """The replay of a tenant's window of decisions; ``coverage`` is by the policies' titles.
 
@@ -106,7 +76,7 @@ class LedgerReplay:
     all_models: bool
     lines: tuple[Line, ...]
     coverage: Mapping[str, Coverage]
-    estimates: Mapping[str, tuple[Estimate, ...]]
+    estimates: Mapping[str, tuple[PolicyEstimate, ...]]
 
 
 def replay_ledger(
@@ -181,12 +151,8 @@ def _ask(
 
 def _estimates(
     conn: psycopg.Connection[Any], policy: Policy, window: Mapping[str, Any]
-) -> tuple[Estimate, ...]:
-    names = [field.name for field in fields(Estimate)]
-    return tuple(
-        Estimate(**{name: row[name] for name in names})
-        for row in _ask(conn, _ESTIMATE, policy, window)
-    )
+) -> tuple[PolicyEstimate, ...]:
+    return tuple(PolicyEstimate(**row) for row in _ask(conn, _ESTIMATE, policy, window))
 
 
 def _known(row: _Row, side: str) -> bool:

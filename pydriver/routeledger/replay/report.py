@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Sequence
 from html import escape
-from importlib import import_module
-from importlib.resources import files
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from routeledger.demo.page import render_page, write_page
 from routeledger.demo.words import money, number, percent, plural
+from routeledger.types import PolicyEstimate
 
-from .ledger import Estimate, LedgerReplay
+from .ledger import LedgerReplay
 from .lines import Interval, Line
 from .study import Single, Study
 
@@ -39,27 +37,20 @@ JOINED = frozenset({"price of a wrong answer", "cheapest above a floor"})
 
 def write_report(result: Study | LedgerReplay, path: str | Path) -> Path:
     """Write the report and return where it is. Needs plotly."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(result), encoding="utf-8")
-    return path
+    return write_page(path, **_parts(result))
 
 
 def render(result: Study | LedgerReplay) -> str:
     """The report as one HTML document."""
-    template = files("routeledger.demo").joinpath("template.html").read_text(encoding="utf-8")
+    return render_page(**_parts(result))
+
+
+def _parts(result: Study | LedgerReplay) -> dict[str, Any]:
     if isinstance(result, Study):
         body, figure = _study_body(result), frontier(result.lines, result.singles)
     else:
         body, figure = _ledger_body(result), frontier(result.lines, ())
-    parts = {
-        "title": "routeledger replay",
-        "plotly": str(import_module("plotly.offline").get_plotlyjs()),
-        "body": body,
-        # "</" would end the script element that carries the data.
-        "figures": json.dumps({"frontier": figure}, separators=(",", ":")).replace("</", "<\\/"),
-    }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    return {"title": "routeledger replay", "body": body, "figures": {"frontier": figure}}
 
 
 # -- the picture -----------------------------------------------------------------------------------
@@ -223,7 +214,7 @@ ESTIMATORS = {
 COLUMNS = ("right", "95 %", "USD per 1,000", "95 %", "decisions", "matched", "effective")
 
 
-def estimate_rows(estimates: Sequence[Estimate]) -> list[list[str]]:
+def estimate_rows(estimates: Sequence[PolicyEstimate]) -> list[list[str]]:
     """One row an estimator: its name, then COLUMNS; a dash where nothing can be said.
 
     The counts are those of the quality, or of the cost where no reward is known.
@@ -244,7 +235,7 @@ def estimate_rows(estimates: Sequence[Estimate]) -> list[list[str]]:
     return rows
 
 
-def mean_weight(estimates: Sequence[Estimate]) -> str:
+def mean_weight(estimates: Sequence[PolicyEstimate]) -> str:
     """The mean weight in words, "" where nothing weighs."""
     found = next((e.mean_weight for e in estimates if e.mean_weight is not None), None)
     if found is None:
@@ -253,7 +244,7 @@ def mean_weight(estimates: Sequence[Estimate]) -> str:
 
 
 def _valued(
-    e: Estimate, words: Callable[[float], str], factor: float, ends: Callable[[float], str]
+    e: PolicyEstimate, words: Callable[[float], str], factor: float, ends: Callable[[float], str]
 ) -> tuple[str, str]:
     if e.value is None:
         return "—", "—"
@@ -264,7 +255,7 @@ def _valued(
     return value, f"{low} – {high}"
 
 
-def left_out(estimates: Sequence[Estimate]) -> str:
+def left_out(estimates: Sequence[PolicyEstimate]) -> str:
     """Of how many decisions the estimates are, and why others are not among them."""
     quality, cost = (
         next(e for e in estimates if (e.estimator, e.measure) == ("direct", measure))
@@ -359,7 +350,7 @@ def _ledger_body(r: LedgerReplay) -> str:
     return _page("What another policy would have made of it", lead, note, table, facts)
 
 
-def _estimated(title: str, estimates: Sequence[Estimate]) -> str:
+def _estimated(title: str, estimates: Sequence[PolicyEstimate]) -> str:
     head = "".join(f"<th>{escape(text)}</th>" for text in COLUMNS)
     rows = "".join(
         f"<tr><td>{escape(name)}</td>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"

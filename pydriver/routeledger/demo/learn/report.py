@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from html import escape
-from importlib import import_module
-from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+from routeledger.demo.page import card, render_page, tiles, write_page
 from routeledger.demo.words import money, number, percent, plural, seconds
 
 from . import words
@@ -21,24 +19,20 @@ from .world import FAILURE_COST_USD
 
 def write_report(learning: Learning, path: str | Path) -> Path:
     """Write the report and return where it is. Needs plotly."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(learning), encoding="utf-8")
-    return path
+    return write_page(path, **_page(learning))
 
 
 def render(learning: Learning) -> str:
     """The report as one HTML document."""
-    template = files("routeledger.demo").joinpath("template.html").read_text(encoding="utf-8")
-    # "</" would end the script element that carries the data.
-    data = json.dumps(figures(learning), separators=(",", ":")).replace("</", "<\\/")
-    parts = {
+    return render_page(**_page(learning))
+
+
+def _page(learning: Learning) -> dict[str, Any]:
+    return {
         "title": "routeledger: the loop closed",
-        "plotly": str(import_module("plotly.offline").get_plotlyjs()),
         "body": _body(learning),
-        "figures": data,
+        "figures": figures(learning),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
 def _body(s: Learning) -> str:
@@ -46,20 +40,20 @@ def _body(s: Learning) -> str:
     sections = (
         _header(s),
         _tiles(s),
-        _card(
+        card(
             "right",
             "Right answers, day by day",
             "Both runs begin with priors only. The best single model is the one that is right most often on"
             " this very traffic; the oracle takes the cheapest model that is right, request by request."
             " Shaded: a provider is down. Dotted: the alias moves.",
         ),
-        _card(
-            "cost", "USD per 1,000 requests", "What the answers cost, by the ledger's own books."
-        ),
-        _card("regret", "Regret, added up", _regret_note(s)),
+        card("cost", "USD per 1,000 requests", "What the answers cost, by the ledger's own books."),
+        card("regret", "Regret, added up", escape(_regret_note(s))),
         '<div class="pair">',
-        _card("shares-without", "Who answered, without exploration", words.notice(s, without)),
-        _card("shares-with", "Who answered, with exploration", words.notice(s, with_it)),
+        card(
+            "shares-without", "Who answered, without exploration", escape(words.notice(s, without))
+        ),
+        card("shares-with", "Who answered, with exploration", escape(words.notice(s, with_it))),
         "</div>",
         _lines(s),
         *(_choices(run) for run in s.runs),
@@ -67,13 +61,6 @@ def _body(s: Learning) -> str:
         _footer(s),
     )
     return "\n".join(sections)
-
-
-def _card(chart: str, title: str, note: str) -> str:
-    return (
-        f'<section class="card"><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>'
-        f'<div class="chart" id="{chart}"></div></section>'
-    )
 
 
 def _regret_note(s: Learning) -> str:
@@ -104,7 +91,7 @@ def _tiles(s: Learning) -> str:
     without, with_it = s.runs
     single = s.baselines[0]
     line, bare = with_it.line, without.line
-    tiles = (
+    shown = (
         ("Right, exploring", percent(line.right), f"{percent(bare.right)} without", ""),
         ("Best single model", percent(single.right), single.model or "", ""),
         ("USD per 1,000", money(line.usd_per_1000), f"{money(bare.usd_per_1000)} without", ""),
@@ -122,15 +109,7 @@ def _tiles(s: Learning) -> str:
         ),
         ("Regret, exploring", money(line.regret_usd), f"{money(bare.regret_usd)} without", ""),
     )
-    return (
-        '<div class="tiles">'
-        + "".join(
-            f'<div class="tile {kind}"><div class="label">{escape(label)}</div>'
-            f'<div class="value">{escape(value)}</div><div class="more">{escape(more)}</div></div>'
-            for label, value, more, kind in tiles
-        )
-        + "</div>"
-    )
+    return tiles(shown)
 
 
 def _after(run: Run) -> str:
