@@ -367,7 +367,7 @@ def test_partitions_made_while_writing(db: Database) -> None:
         stored = conn.execute("select id, tableoid from routeledger.routing_outcomes").fetchall()
         assert {str(row[0]) for row in stored} == set(written)
         assert len({row[1] for row in stored}) >= 12
-        # equal leaves of the three tables, a link on each
+        # equal leaves of the four tables, a link on each
         odd = conn.execute(
             r"""
             with leaf as (
@@ -382,7 +382,7 @@ def test_partitions_made_while_writing(db: Database) -> None:
             select suffix
             from leaf
             group by suffix
-            having count(*) <> 3 or count(distinct bounds) <> 1 or sum(links) <> 1"""
+            having count(*) <> 4 or count(distinct bounds) <> 1 or sum(links) <> 1"""
         ).fetchall()
         assert odd == []
         check_sound(conn)

@@ -284,6 +284,7 @@ def is_predicate(conn: psycopg.Connection[Any], text: str, table: str = TARGET) 
         with conn.transaction(force_rollback=True):
             conn.execute(f"alter table {table} add check ({text}) not valid".encode())
             conn.execute(f"select count(*) from {table} where ({text})".encode())
+            violators(conn, text, table)  # which asks in the order of the text
     except psycopg.Error:
         return False
     return True
