@@ -10588,9 +10588,10 @@ create table if not exists routeledger.judge_leases (
   constraint judge_leases_attempts_check check (attempts >= 0 and (lease_token is null or attempts > 0))
 ) with (fillfactor = 70);
 
--- outcome_id is no key: a lease is looked up by the primary key, and not behind all that are due.
+-- An expression, so that it serves what is due and nothing else: a lease that is looked up by its whole key would be sought among all
+-- of the judge where the planner takes this index and the primary key to be as good.
 create index if not exists judge_leases_due_idx
-on routeledger.judge_leases (tenant_id, judge, judge_version, due_at) include (outcome_id);
+on routeledger.judge_leases (tenant_id, (judge || ' ' || judge_version), due_at) include (outcome_id);
 
 -- How far each judge has searched the ledger for what others have labelled.
 create table if not exists routeledger.judge_searches (
@@ -10820,7 +10821,7 @@ declare
 begin
   if not exists (
     select from routeledger.judge_leases l
-    where l.tenant_id = p_tenant_id and l.judge = p_judge and l.judge_version = p_judge_version and l.due_at <= p_now)
+    where l.tenant_id = p_tenant_id and l.judge || ' ' || l.judge_version = p_judge || ' ' || p_judge_version and l.due_at <= p_now)
   then
     return array[]::uuid[];
   end if;
@@ -10828,8 +10829,8 @@ begin
     select o.id
     from routeledger.judge_leases l
     join routeledger.routing_outcomes o on o.tenant_id = l.tenant_id and o.id = l.outcome_id
-    where l.tenant_id = p_tenant_id and l.judge = p_judge and l.judge_version = p_judge_version and l.due_at <= p_now
-      and l.outcome_id >= p_from_id
+    where l.tenant_id = p_tenant_id and l.judge || ' ' || l.judge_version = p_judge || ' ' || p_judge_version and l.due_at <= p_now
+      and l.judge = p_judge and l.judge_version = p_judge_version and l.outcome_id >= p_from_id
     order by l.due_at, l.outcome_id
     limit p_limit
     for no key update of o skip locked);
