@@ -8,6 +8,7 @@
 `superuser`       opens superuser connections to `db`
 `make_server`     private servers: fresh cluster, no roles; settings to taste
 `durable_server`  a private server with fsync on, for tests that kill it
+`private_home`    where the embedded server of the package keeps its files, of the test's own
 
 A `Database` knows its DSN as the superuser (`db.dsn`) and as a login that holds exactly one of the
 roles (`db.dsn_as("writer")`: reader, writer, judge, admin, or nobody, who holds none).
@@ -16,8 +17,10 @@ roles (`db.dsn_as("writer")`: reader, writer, judge, admin, or nobody, who holds
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -25,6 +28,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from psycopg import sql
 
+from routeledger._embedded import EmbeddedServer
 from tests.servers import Server, find_server, majors_requested
 
 settings.register_profile(
@@ -196,3 +200,13 @@ def durable_server(make_server: Callable[..., Server]) -> Server:
     with private.connect() as conn:
         create_logins(conn)
     return private
+
+
+@pytest.fixture
+def private_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The home of an embedded server. The account that runs it must be able to get there."""
+    with tempfile.TemporaryDirectory(prefix="rl-demo-") as folder:
+        Path(folder).chmod(0o755)
+        monkeypatch.setenv("ROUTELEDGER_HOME", folder)
+        yield Path(folder)
+        EmbeddedServer.destroy(force=True)

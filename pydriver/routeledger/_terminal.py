@@ -53,6 +53,11 @@ def day_option(flag: str, help: str) -> Any:  # noqa: A002 - as typer has it
     return typer.Option(flag, metavar="DATE", formats=["%Y-%m-%d"], help=help, show_default=False)
 
 
+def day(given: datetime | None) -> date | None:
+    """What such an option was given."""
+    return given.date() if given else None
+
+
 def out() -> Console:
     """Standard output: what the command is asked for."""
     # Into a pipe a line stays a line: what reads it may be grep.

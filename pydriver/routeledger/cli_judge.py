@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import Enum
 from pathlib import Path
@@ -267,7 +267,7 @@ def run_command(
             "name": name,
             "version": version,
             "tenant_id": tenant,
-            "since": since.date() if since else None,
+            "since": terminal.day(since),
             "concurrency": concurrency,
             "once": once,
             "limit": limit,
@@ -630,8 +630,8 @@ def withdraw_command(
             "reason": reason,
             "tenant_id": tenant,
             "model_slug": model,
-            "from": _day(begin),
-            "to": _day(end),
+            "from": terminal.day(begin),
+            "to": terminal.day(end),
         }
         found = terminal.rows(conn, _calls.COUNT_VERDICTS, params)
         if not yes and found:
@@ -647,10 +647,6 @@ def withdraw_command(
             _show_withdrawals(done, "withdrawn")
         if not done:
             raise typer.Exit(FINDING)
-
-
-def _day(given: datetime | None) -> date | None:
-    return given.date() if given else None
 
 
 def _show_withdrawals(done: list[dict[str, Any]], word: str) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from routeledger._embedded import EmbeddedServer, embedded
+from routeledger._embedded import embedded
 from routeledger.demo import run_demo
 from routeledger.demo.killing import WriterError, kill_a_writer
 from tests.conftest import Database
@@ -161,18 +159,8 @@ def test_a_writer_that_cannot_start_is_an_error(empty_db: Database) -> None:
         asyncio.run(kill_a_writer(empty_db.dsn, job, 3))
 
 
-@pytest.fixture
-def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The home of a private server. The account that runs it must be able to get there."""
-    with tempfile.TemporaryDirectory(prefix="rl-demo-") as folder:
-        Path(folder).chmod(0o755)
-        monkeypatch.setenv("ROUTELEDGER_HOME", folder)
-        yield Path(folder)
-        EmbeddedServer.destroy(force=True)
-
-
 @pytest.mark.db
-@pytest.mark.usefixtures("home")
+@pytest.mark.usefixtures("private_home")
 def test_demo_with_nothing_but_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
-from routeledger._embedded import EmbeddedServer, embedded
+from routeledger._embedded import embedded
 from routeledger.cli import app
 from routeledger.demo.learn import run_learn
 from routeledger.demo.learn.loop import Loop
@@ -179,18 +177,8 @@ def test_wrong_usage_is_said_before_anything_starts(
     assert not out.exists()
 
 
-@pytest.fixture
-def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The home of a private server. The account that runs it must be able to get there."""
-    with tempfile.TemporaryDirectory(prefix="rl-learn-") as folder:
-        Path(folder).chmod(0o755)
-        monkeypatch.setenv("ROUTELEDGER_HOME", folder)
-        yield Path(folder)
-        EmbeddedServer.destroy(force=True)
-
-
 @pytest.mark.db
-@pytest.mark.usefixtures("home")
+@pytest.mark.usefixtures("private_home")
 def test_learning_with_nothing_but_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

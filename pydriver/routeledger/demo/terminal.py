@@ -165,7 +165,7 @@ _ENDINGS = {
 
 
 def _decisions(s: Summary) -> Table:
-    table = _table("decisions", number(s.decisions), "")
+    table = figures_table("decisions", number(s.decisions), "")
     for key, (name, style) in _ENDINGS.items():
         n = s.endings.get(key, 0)
         if n:
@@ -174,7 +174,7 @@ def _decisions(s: Summary) -> Table:
 
 
 def _ledger(s: Summary) -> Table:
-    table = _table("attempts", number(s.attempts))
+    table = figures_table("attempts", number(s.attempts))
     table.add_row("retries", number(s.retries))
     table.add_row("failovers", number(s.failovers))
     table.add_row("tokens", tokens(s.input_tokens + s.output_tokens))
@@ -186,14 +186,15 @@ def _ledger(s: Summary) -> Table:
 
 
 def _latencies(s: Summary) -> Table:
-    table = _table("a call of the ledger takes", "p50", "p95", "p99", "calls")
+    table = figures_table("a call of the ledger takes", "p50", "p95", "p99", "calls")
     for line in s.latencies:
         times = [duration(ms) for ms in (line.p50, line.p95, line.p99)]
         table.add_row(f"{line.call} [dim]{line.mode}[/]", *times, number(line.n))
     return table
 
 
-def _table(first: str, *others: str) -> Table:
+def figures_table(first: str, *others: str) -> Table:
+    """A table of names, and figures to the right of them."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
     table.add_column(first)
     for name in others:

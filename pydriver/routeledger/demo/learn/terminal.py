@@ -12,6 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from routeledger.demo.terminal import figures_table
 from routeledger.demo.words import money, number, percent, seconds
 
 from . import words
@@ -30,7 +31,7 @@ def learning_view(s: Learning, report: Path) -> RenderableType:
 
 
 def _lines(s: Learning) -> Table:
-    table = _table("", "right", "USD per 1,000", "with wrong answers", "regret")
+    table = figures_table("", "right", "USD per 1,000", "with wrong answers", "regret")
     for run in s.runs:
         line = run.line
         table.add_row(
@@ -76,11 +77,3 @@ def _verdict(s: Learning) -> RenderableType:
     lines = [Text(words.title(s), style="bold red")]
     lines += [Text(f"· {problem}", style="red") for problem in s.problems]
     return Panel(Group(*lines), box=box.ROUNDED, border_style="red", expand=False)
-
-
-def _table(first: str, *others: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
-    table.add_column(first)
-    for name in others:
-        table.add_column(name, justify="right")
-    return table
